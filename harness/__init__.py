@@ -1,0 +1,18 @@
+"""One run, in the order the files are used, then what is done with its rows.
+
+argv -> RunConfig -> [each rank] Workload -> Trial -> row  -> results/<machine>.csv -> compare
+        asked        built                   seen     told                             judged
+
+cli.py          the commands, thin
+config.py       RunConfig: what was asked; recipes.py: named settings, as data
+images.py       which images that means
+launch.py       one process a rank, under torch elastic or inside torchrun's job; progress.py shows them at work
+train.py        one rank's run: compile, settle, timed windows, evaluations, the parts alone
+workload.py     RunConfig + rank -> Workload; the only file that builds models and pipelines
+measure.py      Workload, and the timed loop that writes down what it sees
+ceilings.py     the same workload with a part taken away
+metrics.py      Trial, and every number derived from it: pure functions
+environment.py  the machine and its software
+results.py      rows, tables, run folders; summary.py: a row as a person reads it
+compare.py      two tables: which is faster, by how much, and whether it may be said
+"""

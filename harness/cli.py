@@ -1,0 +1,309 @@
+"""The commands, thin: words in, a call, words and an exit status out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import models
+import pipelines
+from harness.config import AskedWrongly, RunConfig
+from harness.recipes import LENGTHS, RECIPES, settings
+from pipelines import DataError
+
+if TYPE_CHECKING:
+    from harness.launch import Launch
+
+# Worst first; a launch whose row has one of these does not count.
+DOES_NOT_COUNT = ("failed", "oom", "diverged", "invalid")
+CHOICES: dict[str, Sequence[Any]] = {
+    "model": tuple(models.MODELS),
+    "pipeline": tuple(pipelines.PIPELINES),
+    "augment": pipelines.AUGMENTS,
+    "recipe": tuple(RECIPES),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one sentence, and whose flags are written whole."""
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, allow_abbrev=False, **named)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} ({self.prog} --help lists every flag)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """`1,2,4`: how many ranks each row group has."""
+    numbers = tuple(int(part) for part in text.split(","))
+    if any(number < 1 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text} asks for less than one rank: give 1 or more")
+    return numbers
+
+
+counts.__name__ = "number of ranks"
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(prog="python -m harness", description="Rows of images/s, memory and error that can be believed.")
+    commands = top.add_subparsers(dest="command", metavar="command", required=True, parser_class=Parser)
+    add_run(commands)
+
+    compare = commands.add_parser(
+        "compare", help="say which of two tables is faster, by how much, and whether it may be said"
+    )
+    compare.add_argument("a", metavar="A.csv", type=Path)
+    compare.add_argument("b", metavar="B.csv", type=Path)
+    compare.add_argument("--fail-below", type=float, metavar="R", help="exit 1 where B/A is below this ratio")
+    compare.add_argument(
+        "--across", action="append", default=[], metavar="FIELD", help="let this one task field differ"
+    )
+    compare.add_argument("--best-batch", action="store_true", help="each side's best batch rather than equal ones")
+    compare.add_argument("--allow-software", action="store_true", help="let --fail-below judge a confounded ratio")
+    compare.set_defaults(call=run_compare)
+
+    verify = commands.add_parser("verify", help="rebuild every row from its raw observations")
+    verify.add_argument("tables", metavar="TABLE.csv", type=Path, nargs="+")
+    verify.set_defaults(call=run_verify)
+
+    table = commands.add_parser("table", help="print tables as the README shows them")
+    table.add_argument("tables", metavar="TABLE.csv", type=Path, nargs="+")
+    table.set_defaults(call=run_table)
+
+    data = commands.add_parser("data", help="make the embedded set")
+    data.add_subparsers(dest="what", metavar="make", required=True, parser_class=Parser).add_parser(
+        "make", help="write the embedded set to its cache, and say where it is"
+    )
+    data.set_defaults(call=run_data_make)
+    return top
+
+
+def add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="train, measure, append a row a launch",
+        description="Without --gpus and --cpus: one rank, on the first GPU or else the CPU. Recipe: throughput with --gpus, "
+        "else smoke; a typed flag beats it. Settings left out are chosen for the machine and recorded.",
+    )
+    groups = {
+        "task": "task (what is computed; rows that differ here are never ranked)",
+        "shape": "shape",
+        "setting": "settings (how it is computed)",
+        "bookkeeping": "length and bookkeeping",
+    }
+    sections = {kind: run.add_argument_group(title) for kind, title in groups.items()}
+    for field in fields(RunConfig):
+        about = field.metadata
+        in_recipes = {name: values[field.name] for name, values in RECIPES.items() if field.name in values}
+        note = ", ".join(f"{name} {value}" for name, value in in_recipes.items())
+        note = note or (f"default {field.default}" if field.default not in (None, "") else "")
+        choices = CHOICES.get(field.name, about["choices"])
+        sections[about["kind"]].add_argument(
+            "--" + field.name.replace("_", "-"),
+            dest=field.name,
+            type=counts if field.name in ("gpus", "cpus") else about["parse"],
+            choices=choices,
+            metavar=None if choices else about["parse"].__name__.split()[-1].upper(),
+            default=argparse.SUPPRESS,
+            help=f"{about['help']} ({note})" if note else about["help"],
+        )
+    run.add_argument("--table", type=Path, help="table to append to (default results/<machine>.csv)")
+    run.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    run.set_defaults(call=run_run)
+
+
+# --- run ----------------------------------------------------------------------------------------------------------
+
+
+def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
+    """What was asked, a RunConfig for each row group; AskedWrongly for flags that exclude each other."""
+    typed = {
+        field.name: getattr(arguments, field.name) for field in fields(RunConfig) if hasattr(arguments, field.name)
+    }
+    gpus, cpus = typed.pop("gpus", None), typed.pop("cpus", None)
+    if gpus and cpus:
+        raise AskedWrongly("--gpus and --cpus were both asked and a run has ranks of one kind: give one of them")
+    lengths = [f"--{name.replace('_', '-')}" for name in LENGTHS if name in typed]
+    if len(lengths) > 1:
+        raise AskedWrongly(f"{' and '.join(lengths)} were both asked and a run has one length: give one of them")
+    if typed.get("pipeline") == "synthetic" and "data" in typed:
+        raise AskedWrongly("--pipeline synthetic reads no images and --data was given: leave one of them out")
+    asked = settings(typed.pop("recipe", "throughput" if gpus else "smoke"), typed)
+    kind = "gpus" if gpus else "cpus"
+    return [RunConfig(**asked, **({kind: number} if number else {})) for number in gpus or cpus or (None,)]
+
+
+def default_table(config: RunConfig, machine: dict[str, Any]) -> Path:
+    """results/<the accelerator, or the CPU and its cores>.csv under the current folder."""
+    name = machine.get("gpu_name") or f"{machine['cpu_name'] or 'cpu'} {machine['cpu_cores_usable']} cores"
+    return Path("results") / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".csv")
+
+
+def run_run(arguments: argparse.Namespace) -> int:
+    from harness import environment, launch, results
+
+    cores, gpus = environment.cpu_cores_usable(), len(environment.visible_gpus())
+    configs = [launch.resolve(config, cores, gpus) for config in configs_of(arguments)]
+    for config in configs:
+        launch.check_gpus(config.gpus, gpus)
+    lacks = environment.what_compiling_lacks() if configs[0].compile == "on" else None
+    if lacks:
+        raise AskedWrongly(lacks)
+    table = arguments.table or default_table(configs[0], environment.machine(max(c.gpus or 0 for c in configs), "."))
+    results.check_table(table)
+    if launch.inside_a_job():
+        job, rank = launch.join(configs[0], table)
+        return finish(job, table, 0, quiet=arguments.quiet) if rank == 0 else 0
+    return run_groups(configs, table, quiet=arguments.quiet)
+
+
+def run_groups(configs: list[RunConfig], table: Path, *, quiet: bool) -> int:
+    """Every launch of every group in turn; the exit status of the worst."""
+    from harness import launch
+    from harness.images import open_images
+    from harness.progress import Display
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, flush=True)
+
+    worst = 0
+    for config in configs:
+        with Display(quiet=quiet) as display:
+            images = open_images(config, lambda done, of: display.show({"phase": "data", "share": done / of}))
+        if images.val is None and config.pipeline != "synthetic":
+            say("no validation set: no class has an image to spare, so the error columns stay empty")
+        if config.precision == "bf16" and not config.on_gpu and not launch.cpu_multiplies_bf16():
+            say("this CPU has no bf16 instructions: bf16 will be far slower than fp32 here")
+        say(launch.plan(config))
+        group_id = launch.new_group_id()
+        for number in range(1, config.launches + 1):
+            status = run_launch(launch.Launch.new(config, images, table, group_id, number), table, quiet=quiet)
+            worst = max(worst, status)
+            if status:
+                break
+        if worst > 1:
+            break
+    return worst
+
+
+def run_launch(job: Launch, table: Path, *, quiet: bool) -> int:
+    """One launch from its folder to its row; an exit status."""
+    from harness import launch
+    from harness.progress import Display
+
+    job.write_asked()
+    with Display(quiet=quiet) as display:
+        failure, stopped_by = launch.run_ranks(job.config, job.folder, display)
+    return finish(job, table, stopped_by, failure=failure, quiet=quiet)
+
+
+def finish(job: Launch, table: Path, stopped_by: int, *, failure: str = "", quiet: bool) -> int:
+    """Record, row, table and summary of a launch that has ended; an exit status."""
+    from harness import results, summary
+
+    record = job.record(failure, stopped_by)
+    if stopped_by and not any(rank["windows"] for rank in record["trial"]["ranks"]):
+        job.discard()
+        print("interrupted before the timed steps began: no row was written", file=sys.stderr)
+        return 128 + stopped_by
+    row = results.row_of(record)
+    results.write_record(job.folder, record)
+    job.tidy()
+    results.append(table, row)
+    if not quiet:
+        print(summary.summary(row, str(table)), flush=True)
+    if row["status"] != "ok":
+        print(f"{row['status']}: {row['status_reason']}", file=sys.stderr)
+    if stopped_by:
+        return 128 + stopped_by
+    return 1 if row["status"] in DOES_NOT_COUNT else 0
+
+
+# --- the others ---------------------------------------------------------------------------------------------------
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    from harness.compare import compare
+
+    text, status = compare(
+        arguments.a,
+        arguments.b,
+        fail_below=arguments.fail_below,
+        across=tuple(arguments.across),
+        best_batch=arguments.best_batch,
+        allow_software=arguments.allow_software,
+    )
+    print(text)
+    return status
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    from harness import results
+
+    status = 0
+    for path in arguments.tables:
+        findings = results.verify(path)
+        rows = len(results.read_table(path))
+        for finding in findings:
+            print(f"{path}: {finding}")
+        if not findings:
+            print(f"{path}: {rows} rows agree with their raw observations")
+        status = max(status, int(bool(findings)))
+    return status
+
+
+def run_table(arguments: argparse.Namespace) -> int:
+    from harness import results
+
+    print(results.table(arguments.tables))
+    return 0
+
+
+def run_data_make(arguments: argparse.Namespace) -> int:
+    from harness.progress import Display
+    from pipelines import dataset
+
+    with Display(quiet=False) as display:
+        path = dataset.make_embedded_set(progress=lambda done, of: display.show({"phase": "data", "share": done / of}))
+    print(path)
+    return 0
+
+
+def stop(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 a row or a check that does not count, 2 asked wrongly, 3 incomparable, 130/143 stopped."""
+    asked = parser().parse_args(arguments)
+    for module in (models, pipelines):
+        home = Path(module.__file__ or "").parents[1]
+        if home != Path(__file__).parents[1]:
+            print(
+                f"error: {home / module.__name__} hides the harness's own {module.__name__}: run from another folder",
+                file=sys.stderr,
+            )
+            return 2
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        return int(asked.call(asked))
+    except (AskedWrongly, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -1,0 +1,120 @@
+"""What was asked of a run: every flag, its kind, and its column, written once."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+KINDS = ("task", "shape", "setting", "bookkeeping")
+
+
+class AskedWrongly(Exception):
+    """What a person asked cannot be done: one sentence of what was asked, what was found and what to do. Exit 2."""
+
+
+def whole(minimum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = int(text)
+        if number < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is too small: give a whole number of at least {minimum}")
+        return number
+
+    parse.__name__ = "whole number"
+    return parse
+
+
+def real(minimum: float, *, above: bool = False, maximum: float = math.inf) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        number = float(text)
+        too_small = number <= minimum if above else number < minimum
+        if not math.isfinite(number) or too_small or number > maximum:
+            rule = f"{'above' if above else 'of at least'} {minimum:g}"
+            rule += f" and at most {maximum:g}" if maximum < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text} is out of range: give a finite number {rule}")
+        return number
+
+    parse.__name__ = "number"
+    return parse
+
+
+def asked(kind: str, text: str, default: Any, *, parse: Callable[[str], Any] = str, choices: Any = None) -> Any:
+    """A field of RunConfig: `kind` decides which digest it enters, `text` is its line in --help."""
+    assert kind in KINDS
+    return field(default=default, metadata={"kind": kind, "help": text, "parse": parse, "choices": choices})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One group of launches as asked for. None is "auto" until `harness.launch` resolves it for this machine.
+
+    Nothing here says where to print or write: that changes no number.
+    """
+
+    # fmt: off
+    model: str = asked("task", "network, by name", "alexnet")
+    augment: str = asked("task", "training augmentation: rrc, rrc+jitter or paper", "rrc")
+    precision: str = asked("task", "fp32 (TF32 off), bf16 or fp16 autocast", "fp32", choices=("fp32", "bf16", "fp16"))
+    image_size: int = asked("task", "side of the square input, pixels", 224, parse=whole(1), choices=(224,))
+    optimiser: str = asked("task", "the paper's SGD with momentum", "sgd", choices=("sgd",))
+    learning_rate: float = asked("task", "constant learning rate", 0.01, parse=real(0, above=True))
+    momentum: float = asked("task", "momentum", 0.9, parse=real(0, maximum=1))
+    weight_decay: float = asked("task", "weight decay", 0.0005, parse=real(0))
+    init: str = asked("task", "initial weights: paper (0.01) or code2012 (0.03 in conv3-5)", "paper", choices=("paper", "code2012"))
+
+    gpus: int | None = asked("shape", "GPUs, one rank each; 1,2,4 gives a row group for each", None, parse=whole(1))
+    cpus: int | None = asked("shape", "CPU ranks over gloo, the same code path as GPUs over NCCL", None, parse=whole(1))
+    parallel: str = asked("shape", "how ranks share the work", "data", choices=("data",))
+    images_per_gpu: int = asked("shape", "images a rank a step", 128, parse=whole(1))
+
+    pipeline: str = asked("setting", "where batches come from: dali, torch or synthetic", "dali")
+    compile: str | None = asked("setting", "torch.compile the step", None, choices=("on", "off"))
+    block: str | None = asked("setting", "ReLU + LRN + max-pool as separate operations", None, choices=("plain",))
+    decode: str | None = asked("setting", "JPEG decoding: mixed (GPU) or cpu", None, choices=("mixed", "cpu"))
+    dali_threads: int | None = asked("setting", "input threads (or loader workers) a rank", None, parse=whole(1))
+    torch_threads: int | None = asked("setting", "torch's CPU threads a rank", None, parse=whole(1))
+    prefetch: int | None = asked("setting", "batches decoded ahead", None, parse=whole(1))
+    hw_decoder_load: float | None = asked("setting", "share of JPEGs for the hardware decoder", None, parse=real(0, maximum=1))
+    bucket_mib: int | None = asked("setting", "gradient bucket of data parallelism, MiB", None, parse=whole(1))
+
+    data: str | None = asked("bookkeeping", "image folder (train/<class>/ and val/<class>/, or <class>/); the embedded set if left out", None)
+    steps: int | None = asked("bookkeeping", "length: timed steps, after warm-up", None, parse=whole(1))
+    timed_seconds: float | None = asked("bookkeeping", "length: seconds of timed steps once settled", None, parse=real(0, above=True))
+    epochs: float | None = asked("bookkeeping", "length: passes over the training images", None, parse=real(0, above=True))
+    launches: int = asked("bookkeeping", "fresh processes, a row each; three or more give an interval", 1, parse=whole(1))
+    seed: int = asked("bookkeeping", "seed of weights, order and augmentation", 1, parse=whole(0))
+    evaluate_every: int | None = asked("bookkeeping", "also evaluate after every this many images", None, parse=whole(1))
+    label: str = asked("bookkeeping", "your name for this box or experiment", "")
+    recipe: str = asked("bookkeeping", "named settings that a typed flag beats", "smoke")
+    # fmt: on
+
+    @property
+    def ranks(self) -> int:
+        return self.gpus or self.cpus or 1
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of the whole job a step."""
+        return self.images_per_gpu * self.ranks
+
+    @property
+    def on_gpu(self) -> bool:
+        return bool(self.gpus)
+
+    def with_(self, **changes: Any) -> RunConfig:
+        return replace(self, **changes)
+
+    def columns(self) -> dict[str, Any]:
+        """The fields as cells. A folder is told by its last name: a path of one machine means nothing on another."""
+        cells = {item.name: getattr(self, item.name) for item in fields(self)}
+        cells["data"] = Path(self.data).resolve().name if self.data else None
+        return cells
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Names of the RunConfig fields of one kind, in order."""
+    assert kind in KINDS
+    return tuple(item.name for item in fields(RunConfig) if item.metadata["kind"] == kind)

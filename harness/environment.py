@@ -1,0 +1,257 @@
+"""The machine and its software, as cells of a row, without importing torch or DALI. Unknown is None."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+
+
+def version_of(*distributions: str) -> str | None:
+    """Version of the first of these distributions that is installed."""
+    for name in distributions:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return None
+
+
+def installed_like(prefix: str) -> tuple[str, str] | None:
+    """(suffix, version) of the installed distribution whose name begins so, as nvidia-cudnn-cu13 does."""
+    for distribution in metadata.distributions():
+        name = (distribution.metadata["Name"] or "").lower()
+        if name.startswith(prefix):
+            return name.removeprefix(prefix), distribution.version
+    return None
+
+
+def torch_cuda() -> str | None:
+    """The CUDA that the installed torch was built for, read from its version file."""
+    with contextlib.suppress(metadata.PackageNotFoundError, OSError):
+        text = Path(str(metadata.distribution("torch").locate_file("torch/version.py"))).read_text()
+        found = re.search(r"^cuda\b.*?=\s*['\"]([\d.]+)['\"]", text, re.M)
+        return found.group(1) if found else None
+    return None
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that this code runs from, `+` where its code was changed since; None outside one."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        changed = git("status", "--porcelain", "--", "harness", "pipelines", "models")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    return None
+
+
+def software() -> dict[str, Any]:
+    dali, cudnn, nccl = (installed_like(p) for p in ("nvidia-dali-cuda", "nvidia-cudnn-cu", "nvidia-nccl-cu"))
+    return {
+        "torch": version_of("torch"),
+        "torch_cuda": torch_cuda(),
+        "dali": dali[1] if dali else None,
+        "dali_cuda": f"{dali[0][:-1]}.{dali[0][-1]}" if dali else None,
+        "triton": version_of("triton"),
+        "cudnn": cudnn[1] if cudnn else None,
+        "nccl": nccl[1] if nccl else None,
+        "python": platform.python_version(),
+        "harness": version_of("alexnet-harness"),
+        "git_commit": git_commit(),
+    }
+
+
+# --- the host -----------------------------------------------------------------------------------------------------
+
+
+def cpu_quota() -> float | None:
+    """CPUs that the control group allows, None without a limit."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    return None
+
+
+def cpu_cores_usable() -> int:
+    """Cores this process may run on: its affinity, within the control group's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return max(1, min(cores, int(quota))) if quota else cores
+
+
+def cpu_name() -> str | None:
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        return found.group(1).strip() if found else platform.processor() or None
+    return platform.processor() or None
+
+
+def cpu_flags() -> set[str]:
+    """Instruction-set flags of the CPU, as the kernel names them; empty where unknown."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        return set(found.group(1).split()) if found else set()
+    return set()
+
+
+def ram_gib() -> int | None:
+    """Memory this process may use, whole GiB: kernels take a different few MiB at each start."""
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        return round(total / GIB)
+    return None
+
+
+def container() -> str | None:
+    if Path("/.dockerenv").exists():
+        return "docker"
+    if Path("/run/.containerenv").exists():
+        return "podman"
+    return os.environ.get("container")  # noqa: SIM112 - systemd-nspawn and LXC spell it so
+
+
+def numa_nodes() -> int | None:
+    return len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or None
+
+
+def filesystem_of(folder: str | Path) -> str | None:
+    """Type of the file system a folder lies on (ext4, nfs4, overlay)."""
+    best, kind = "", None
+    with contextlib.suppress(OSError):
+        path = str(Path(folder).resolve())
+        for line in Path("/proc/mounts").read_text().splitlines():
+            _, mount, this_kind, *_ = line.split()
+            inside = path == mount or path.startswith(mount.rstrip("/") + "/")
+            if inside and len(mount) >= len(best):
+                best, kind = mount, this_kind
+    return kind
+
+
+def host() -> dict[str, Any]:
+    return {
+        "cpu_name": cpu_name(),
+        "cpu_cores_usable": cpu_cores_usable(),
+        "ram_gib": ram_gib(),
+        "os": f"{platform.system()} {platform.release()}",
+        "container": container(),
+        "numa_nodes": numa_nodes(),
+    }
+
+
+def what_compiling_lacks() -> str | None:
+    """One sentence with the line that brings what torch.compile needs here; None when nothing is missing."""
+    compiler = os.environ.get("CXX", "g++").split()[0]
+    lacks, packages = [], []
+    if shutil.which(compiler) is None:
+        lacks.append(f"the C++ compiler {compiler}")
+        packages.append("g++")
+    include = Path(sysconfig.get_path("include"))
+    if not (include / "Python.h").is_file():
+        lacks.append(f"Python's headers (no Python.h in {include})")
+        packages.append(f"python{sysconfig.get_python_version()}-dev")
+    if not lacks:
+        return None
+    return f"torch.compile needs {' and '.join(lacks)}: `apt-get install {' '.join(packages)}`, or add --compile off"
+
+
+# --- the GPUs -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def nvml() -> Iterator[Any]:
+    """pynvml, initialised; None where there is no driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def visible(count: int, selection: str | None) -> list[int | str]:
+    """What CUDA_VISIBLE_DEVICES leaves of `count` GPUs, as indices or UUIDs, in its order: it ends at the first bad entry."""
+    if selection is None:
+        return list(range(count))
+    chosen: list[int | str] = []
+    for entry in filter(None, (part.strip() for part in selection.split(","))):
+        if entry.isdigit() and int(entry) < count:
+            chosen.append(int(entry))
+        elif entry.startswith(("GPU-", "MIG-")):
+            chosen.append(entry)
+        else:
+            break
+    return chosen
+
+
+def visible_gpus() -> list[int | str]:
+    with nvml() as library:
+        count = library.nvmlDeviceGetCount() if library else 0
+        return visible(count, os.environ.get("CUDA_VISIBLE_DEVICES")) if count else []
+
+
+def gpu_columns(gpus: int) -> dict[str, Any]:
+    """The first `gpus` visible GPUs: what they share once, what they do not joined by `+`; empty where NVML does not say."""
+    with nvml() as library:
+        if not gpus or library is None:
+            return {}
+        chosen = visible(library.nvmlDeviceGetCount(), os.environ.get("CUDA_VISIBLE_DEVICES"))[:gpus]
+        handles = [
+            library.nvmlDeviceGetHandleByIndex(gpu) if isinstance(gpu, int) else library.nvmlDeviceGetHandleByUUID(gpu)
+            for gpu in chosen
+        ]
+
+        def each(ask: Any) -> list[Any]:
+            answers = []
+            for handle in handles:
+                with contextlib.suppress(library.NVMLError):
+                    answers.append(ask(handle))
+            return answers
+
+        def same(answers: list[Any]) -> Any:
+            return "+".join(map(str, answers)) if len(set(answers)) > 1 else (answers[0] if answers else None)
+
+        return {
+            "gpu_name": same(each(library.nvmlDeviceGetName)),
+            "gpu_memory_gib": same(each(lambda h: round(library.nvmlDeviceGetMemoryInfo(h).total / GIB, 1))),
+            "gpu_uuids": " ".join(each(library.nvmlDeviceGetUUID)),
+            "gpu_power_limit_w": same(each(lambda h: library.nvmlDeviceGetPowerManagementLimit(h) / 1000)),
+            "gpu_power_limit_default_w": same(
+                each(lambda h: library.nvmlDeviceGetPowerManagementDefaultLimit(h) / 1000)
+            ),
+            "gpu_max_sm_clock_mhz": same(each(lambda h: library.nvmlDeviceGetMaxClockInfo(h, library.NVML_CLOCK_SM))),
+            "pcie_gen_width": same(
+                each(
+                    lambda h: (
+                        f"{library.nvmlDeviceGetMaxPcieLinkGeneration(h)}x{library.nvmlDeviceGetMaxPcieLinkWidth(h)}"
+                    )
+                )
+            ),
+            "driver_version": library.nvmlSystemGetDriverVersion(),
+        }
+
+
+def machine(gpus: int, data_folder: str | Path) -> dict[str, Any]:
+    """Every machine and software column of a row."""
+    return {**host(), **software(), **gpu_columns(gpus), "data_filesystem": filesystem_of(data_folder)}

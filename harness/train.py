@@ -1,0 +1,359 @@
+"""One rank's run: compile, settle, timed windows with evaluations between them, then the parts alone.
+
+What a rank saw is written to `rank-<index>.json` in the run folder however the run ends; the launcher makes a row of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from harness import ceilings, metrics
+from harness.config import AskedWrongly, RunConfig
+from harness.images import open_images
+from harness.measure import Interrupted, NewestLoss, Recording, TimedWindow, Workload, synchronise, untimed_steps
+from harness.metrics import Alone, Evaluation, RankTrial, Window
+from harness.progress import Teller
+from harness.workload import Built, Rank, build
+from pipelines import DataError
+from pipelines.sources import ImageSet
+
+SETTLE_BLOCK_S = 0.5
+SETTLE_BLOCKS_MAX = 12
+SETTLE_MAX_S = 60.0
+SETTLED_SPREAD = 0.05
+ALONE_S = 3.0
+ALONE_STEPS_MIN = 3
+PARAMETER_SAMPLES = 1000
+
+
+@dataclass
+class Seen:
+    """The rank's trial in the making: whatever is here when the run ends is written down."""
+
+    recording: Recording = field(default_factory=Recording)
+    windows: list[Window] = field(default_factory=list)
+    open_window: TimedWindow | None = None
+    warmup_steps: int = 0
+    settled: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    alone: dict[str, Alone] = field(default_factory=dict)
+
+    def close_window(self) -> None:
+        if self.open_window is not None:
+            window, self.open_window = self.open_window.told(), None
+            if window.step_ms:
+                self.windows.append(window)
+
+
+class Signals:
+    """SIGINT and SIGTERM end the rank at once, except within a timed window, which then ends after its step."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self.deferred = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._take)
+
+    def _take(self, number: int, _frame: object) -> None:
+        first = self.asked is None
+        self.asked = number
+        if first and not self.deferred:
+            raise Interrupted(number)
+
+
+class Ranks:
+    """What the ranks must agree on: rank 0's word, and moments to start together."""
+
+    def __init__(self, rank: Rank):
+        self.index, self.count = rank.index, rank.count
+
+    def agree(self, number: float) -> float:
+        """Rank 0's number, on every rank."""
+        word = torch.tensor(number, dtype=torch.float64)
+        if self.count > 1:
+            dist.broadcast(word, src=0)
+        return float(word)
+
+    def wait_for_all(self) -> None:
+        self.agree(0)
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its launcher is gone, killed or not (Linux)."""
+    parent_gone = os.getppid()
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent_gone:
+        os._exit(1)
+
+
+def parameter_samples(network: torch.nn.Module) -> dict[str, Tensor]:
+    """Up to PARAMETER_SAMPLES evenly spread elements of every parameter."""
+    samples = {}
+    for name, parameter in network.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        samples[name] = flat[:: max(1, flat.numel() // PARAMETER_SAMPLES)].clone()
+    return samples
+
+
+def largest_changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
+    return {name: float((after[name] - sample).abs().max()) for name, sample in before.items()}
+
+
+# --- the phases, in order -----------------------------------------------------------------------------------------
+
+
+def first_step(built: Built, seen: Seen) -> None:
+    """The first batch, then the first step, which compiles; each timed apart."""
+    workload = built.workload
+    start_s = time.perf_counter()
+    batch = next(workload.batches)
+    synchronise(workload.device)
+    arrived_s = time.perf_counter()
+    seen.facts["first_batch_s"] = arrived_s - start_s
+    seen.facts["pixel_min"], seen.facts["pixel_max"] = float(batch.images.min()), float(batch.images.max())
+    arrived_s = time.perf_counter()
+    seen.recording.keep(batch, *workload.step(batch), count_indices=False)
+    synchronise(workload.device)
+    seen.facts["compile_s"] = time.perf_counter() - arrived_s
+    seen.warmup_steps = 1
+
+
+def settle(workload: Workload, seen: Seen, ranks: Ranks, teller: Teller) -> float:
+    """Take steps until three blocks of them agree, or the cap; seconds of a step, the same on all ranks."""
+    begun_s = time.perf_counter()
+    step_s = ranks.agree(untimed_steps(workload, seen.recording, 1))
+    seen.warmup_steps += 1
+    block = max(1, round(SETTLE_BLOCK_S / step_s))
+    blocks_ms: list[float] = []
+    while not seen.settled and len(blocks_ms) < SETTLE_BLOCKS_MAX:
+        step_s = ranks.agree(untimed_steps(workload, seen.recording, block))
+        seen.warmup_steps += block
+        blocks_ms.append(1000 * step_s)
+        teller.tell(
+            "settle",
+            step=seen.warmup_steps,
+            images_per_s=workload.images_per_step * ranks.count / step_s,
+            loss=float(seen.recording.losses[-1]),
+        )
+        seen.settled = metrics.spread_of_last(blocks_ms) <= SETTLED_SPREAD
+        if ranks.agree(time.perf_counter() - begun_s) > SETTLE_MAX_S:
+            break
+    return step_s
+
+
+def steps_to_time(config: RunConfig, step_s: float, train_images: int, warmup_steps: int) -> int:
+    """How many timed steps the asked length comes to."""
+    if config.steps is not None:
+        return config.steps
+    if config.epochs is not None:
+        return max(1, math.ceil(config.epochs * train_images / config.images_per_step) - warmup_steps)
+    assert config.timed_seconds is not None
+    return max(1, math.ceil(config.timed_seconds / step_s))
+
+
+def windows(total: int, config: RunConfig) -> list[int]:
+    """Steps of each window: one, or as many as evaluations are asked for between them."""
+    if not config.evaluate_every:
+        return [total]
+    each = max(1, round(config.evaluate_every / config.images_per_step))
+    return [each] * (total // each) + ([total % each] if total % each else [])
+
+
+def train_timed(
+    config: RunConfig, built: Built, seen: Seen, ranks: Ranks, teller: Teller, signals: Signals, total: int
+) -> None:
+    workload, newest, done_before = built.workload, NewestLoss(built.workload.device), 0
+    for steps in windows(total, config):
+        window = TimedWindow(workload, seen.recording)
+        ranks.wait_for_all()
+        begun_s = time.perf_counter()
+
+        def after_step(done: int, loss: Tensor, begun_s: float = begun_s, before: int = done_before) -> bool:
+            if teller.due():
+                images = done * workload.images_per_step * ranks.count
+                speed = images / (time.perf_counter() - begun_s)
+                teller.tell("timed", step=before + done, steps=total, images_per_s=speed, loss=newest.offer(loss))
+            return signals.asked is not None
+
+        seen.open_window, signals.deferred = window, True
+        window.run(steps, after_step)
+        seen.close_window()
+        signals.deferred = False
+        if signals.asked is not None:
+            raise Interrupted(signals.asked)
+        done_before += steps
+        evaluate(built, seen, teller)
+
+
+def evaluate(built: Built, seen: Seen, teller: Teller) -> None:
+    if built.evaluate is not None:
+        teller.tell("evaluate")
+        seen.evaluations.append(Evaluation(len(seen.recording.losses), *built.evaluate()))
+
+
+def memory(device: torch.device) -> dict[str, int | None]:
+    """Peaks so far: torch's allocator on the device, and this process on the host."""
+    on_gpu = device.type == "cuda"
+    return {
+        "gpu_peak_allocated_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
+        "gpu_peak_reserved_bytes": torch.cuda.max_memory_reserved(device) if on_gpu else None,
+        "host_peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def measure_alone(config: RunConfig, built: Built, seen: Seen, ranks: Ranks, teller: Teller, step_s: float) -> None:
+    """Input alone and model alone (and without communication), with the ranks side by side as in training."""
+    workload = built.workload
+    batch = next(workload.batches)
+    resident = type(batch)(*(part.clone() for part in batch))
+    assert config.prefetch is not None
+    teller.tell("input")
+    ranks.wait_for_all()
+    seen.alone["input"] = ceilings.input_alone(workload, ALONE_S, drain=config.prefetch + 1)
+    steps = max(ALONE_STEPS_MIN, math.ceil(ALONE_S / step_s))
+    for part in ("model", "no_comm") if ranks.count > 1 else ("model",):
+        teller.tell(part)
+        ranks.wait_for_all()
+        told = _tell_share(teller, part, steps)
+        if part == "no_comm":
+            with built.without_communication():
+                seen.alone[part] = ceilings.model_alone(workload, resident, steps, told)
+        else:
+            seen.alone[part] = ceilings.model_alone(workload, resident, steps, told)
+
+
+def _tell_share(teller: Teller, part: str, steps: int) -> Callable[[int], None]:
+    return lambda done: teller.tell(part, step=done, steps=steps)
+
+
+def run(
+    config: RunConfig, images: ImageSet, rank: Rank, seen: Seen, teller: Teller, signals: Signals, limits: bool
+) -> None:
+    """Everything between the ranks' meeting and their parting."""
+    ranks = Ranks(rank)
+    teller.tell("start")
+    built = build(config, images, rank)
+    before = parameter_samples(built.network)
+    seen.facts["shard_images"] = len(built.train_split) // rank.count
+    try:
+        teller.tell("compile")
+        first_step(built, seen)
+        step_s = settle(built.workload, seen, ranks, teller)
+        if rank.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(rank.device)
+        total = steps_to_time(config, step_s, len(built.train_split), seen.warmup_steps)
+        train_timed(config, built, seen, ranks, teller, signals, total)
+        seen.facts.update(memory(rank.device))
+        seen.facts["parameter_change_max"] = largest_changes(before, parameter_samples(built.network))
+        if limits:
+            measure_alone(config, built, seen, ranks, teller, step_s)
+        teller.tell("done")
+    finally:
+        built.close()
+
+
+# --- the process --------------------------------------------------------------------------------------------------
+
+
+def rank_trial(config: RunConfig, classes: int, rank: Rank, seen: Seen, ended: dict[str, Any]) -> RankTrial:
+    facts: dict[str, Any] = {"shard_images": 0, "pixel_min": None, "pixel_max": None, "parameter_change_max": {}}
+    return RankTrial(
+        rank=rank.index,
+        images_per_step=config.images_per_gpu,
+        warmup_steps=seen.warmup_steps,
+        settled=seen.settled,
+        windows=tuple(seen.windows),
+        evaluations=tuple(seen.evaluations),
+        alone=seen.alone,
+        **{**facts, **seen.facts, **seen.recording.told(classes), **ended},
+    )
+
+
+def attempt(work: Callable[[], None], seen: Seen, signals: Signals) -> tuple[dict[str, Any], str, int]:
+    """Do the work; (what the trial must know of its end, the sentence for a person, exit status)."""
+    try:
+        work()
+    except Interrupted:
+        return {"interrupted": True}, "", 128 + (signals.asked or signal.SIGTERM)
+    except (AskedWrongly, DataError) as error:
+        return {}, str(error), 1
+    except torch.cuda.OutOfMemoryError:
+        return {"out_of_memory": True}, "", 1
+    except Exception as error:
+        if signals.asked is not None:
+            # Another rank left in the middle of a collective because it was asked to stop, as this one was.
+            return {"interrupted": True}, "", 128 + signals.asked
+        traceback.print_exc()
+        first_line = (str(error).strip() or "no message").splitlines()[0]
+        return {}, f"{type(error).__name__}: {first_line}", 1
+    return {}, "", 0
+
+
+def main(run_folder: Path) -> int:
+    """Be one rank from beginning to end; 0, or the process ends here with another status."""
+    signals, seen = Signals(), Seen()
+    asked = json.loads((run_folder / "asked.json").read_text())
+    config = RunConfig(**asked["config"])
+    rank = Rank.from_environment(config.on_gpu)
+    teller = Teller(run_folder / "progress.jsonl" if rank.index == 0 else None)
+    classes = asked["classes"]
+
+    def work() -> None:
+        torch.set_num_threads(config.torch_threads or 1)
+        meet(config)
+        run(config, open_images(config), rank, seen, teller, signals, asked["limits"])
+
+    ended, failure, status = attempt(work, seen, signals)
+    signals.deferred = True
+    if status != 1:
+        seen.close_window()
+    write_rank(run_folder, config, classes, rank, seen, ended, failure)
+    if status:
+        # Threads of a broken collective or decoder may never join: what matters is on the disk.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return 0
+
+
+def meet(config: RunConfig) -> None:
+    """Join the job's process group, if this process has not yet; on a GPU, take the one of this rank."""
+    if config.on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if config.on_gpu else "gloo")
+
+
+def write_rank(
+    run_folder: Path, config: RunConfig, classes: int, rank: Rank, seen: Seen, ended: dict[str, Any], failure: str
+) -> None:
+    trial = None if failure else asdict(rank_trial(config, classes, rank, seen, ended))
+    path = run_folder / f"rank-{rank.index}.json"
+    path.with_suffix(".new").write_text(json.dumps({"failure": failure, "trial": trial}))
+    path.with_suffix(".new").replace(path)
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    status = main(Path(sys.argv[1]))
+    dist.destroy_process_group()
+    raise SystemExit(status)

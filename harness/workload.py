@@ -1,0 +1,169 @@
+"""RunConfig and rank -> what runs: the only file that builds models and pipelines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import models
+import pipelines
+from harness.config import RunConfig
+from harness.measure import Workload
+from pipelines.sources import ImageSet, Split
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Which process of the job this is, from the environment that torch's launchers set."""
+
+    index: int
+    count: int
+    device: torch.device
+
+    @classmethod
+    def from_environment(cls, on_gpu: bool) -> Rank:
+        device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if on_gpu else "cpu")
+        return cls(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+
+
+@dataclass
+class Built:
+    """A rank's workload, and what the run around it needs besides the loop."""
+
+    workload: Workload
+    network: nn.Module
+    train_split: Split
+    evaluate: Callable[[], tuple[int, int, int]] | None
+    without_communication: Callable[[], contextlib.AbstractContextManager[Any]]
+    close: Callable[[], None]
+
+
+def build(config: RunConfig, images: ImageSet, rank: Rank) -> Built:
+    """The workload that `config` asks of this rank on `images`."""
+    exact_fp32()
+    network, wrapped = build_network(config, len(images.classes), rank)
+    optimiser = torch.optim.SGD(
+        network.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    batches = create_batches(config, images.train, rank, training=True)
+    evaluate = None
+    if images.val is not None:
+        val = images.val
+        evaluate = lambda: evaluation(network, create_batches(config, val, rank, training=False), config)  # noqa: E731
+    return Built(
+        workload=Workload(batches, training_step(wrapped, optimiser, config), config.images_per_gpu, rank.device),
+        network=network,
+        train_split=images.train,
+        evaluate=evaluate,
+        without_communication=wrapped.no_sync
+        if isinstance(wrapped, DistributedDataParallel)
+        else contextlib.nullcontext,
+        close=batches.close,
+    )
+
+
+def exact_fp32() -> None:
+    """fp32 means fp32: torch would use TF32 in cuDNN's convolutions."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+
+
+def build_network(config: RunConfig, classes: int, rank: Rank) -> tuple[nn.Module, nn.Module]:
+    """The network, compiled in place, and what wraps it for training: itself, or DDP over the ranks."""
+    torch.manual_seed(config.seed)
+    network: nn.Module = models.create(config.model, num_classes=classes, init=config.init)
+    network = network.to(rank.device).to(memory_format=torch.channels_last)
+    if config.compile == "on":
+        network.compile(fullgraph=True)
+    # The weights are equal on all ranks; what dropout leaves out must not be.
+    torch.manual_seed(config.seed + 1 + rank.index)
+    if rank.count == 1:
+        return network, network
+    return network, DistributedDataParallel(
+        network,
+        device_ids=[rank.device.index] if rank.device.type == "cuda" else None,
+        bucket_cap_mb=config.bucket_mib,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,
+    )
+
+
+def autocast(config: RunConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    dtype = DTYPES[config.precision]
+    return torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+
+
+def training_step(
+    network: nn.Module, optimiser: torch.optim.Optimizer, config: RunConfig
+) -> Callable[[pipelines.Batch], tuple[Tensor, Tensor]]:
+    def step(batch: pipelines.Batch) -> tuple[Tensor, Tensor]:
+        with autocast(config, batch.images.device):
+            logits = network(batch.images)
+        loss = F.cross_entropy(logits.float(), batch.labels)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        return loss.detach(), (logits.detach().argmax(dim=1) == batch.labels).sum()
+
+    return step
+
+
+def create_batches(config: RunConfig, split: Split, rank: Rank, *, training: bool) -> Any:
+    return pipelines.create(
+        config.pipeline if training else "dali",
+        split=split,
+        images_per_batch=config.images_per_gpu,
+        image_size=config.image_size,
+        training=training,
+        augment=config.augment,
+        seed=config.seed,
+        shard=rank.index,
+        num_shards=rank.count,
+        device=str(rank.device),
+        dtype="float32" if config.precision == "fp32" else "float16",
+        threads=config.dali_threads,
+        prefetch=config.prefetch,
+        decode=config.decode,
+        hw_decoder_load=config.hw_decoder_load,
+    )
+
+
+def evaluation(network: nn.Module, batches: Iterator[pipelines.Batch], config: RunConfig) -> tuple[int, int, int]:
+    """(images, top-1 right, top-5 right) of this rank's share of a split; places with index -1 are padding."""
+    sums: Tensor | None = None
+    network.eval()
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                with autocast(config, batch.images.device):
+                    # forward itself, not the call, so that no second graph is compiled for a few batches.
+                    logits = network.forward(batch.images)
+                counts = right_answers(logits, batch.labels, batch.indices >= 0)
+                sums = counts if sums is None else sums + counts
+    finally:
+        network.train()
+        batches.close()  # type: ignore[attr-defined]
+    images, top1, top5 = sums.tolist() if sums is not None else (0, 0, 0)
+    return int(images), int(top1), int(top5)
+
+
+def right_answers(logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
+    """(images, top-1, top-5) as one int64 tensor of 3; `counted` (N,) bool leaves out padding."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = (best == labels[:, None]) & counted[:, None]
+    return torch.stack([counted.sum(), hits[:, 0].sum(), hits.sum()])

@@ -1,0 +1,35 @@
+"""What the whole suite shares: the GPUs it may count on, and the benchmarks' options."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# One rank's threads, as on the machines that the project promises to be tested on.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-gpus", type=int, default=0, help="fail, rather than leave tests out, with fewer GPUs")
+    parser.addoption("--data", default=None, help="image folder for the input benchmarks (default: the embedded set)")
+
+
+def gpus_found() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs more GPUs than there are, so that a pass never hides a skip; --require-gpus forbids it."""
+    needs = {item: marker.args[0] for item in items if (marker := item.get_closest_marker("gpus"))}
+    required = config.getoption("--require-gpus")
+    if not needs and not required:
+        return
+    found = gpus_found()
+    if found < required:
+        raise pytest.UsageError(f"--require-gpus {required} was asked and {found} GPUs were found")
+    left_out = [item for item, number in needs.items() if number > found]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]

@@ -1,0 +1,140 @@
+"""What a person is told who asks for something that cannot be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from harness import cli, environment
+from harness.config import RunConfig
+from harness.recipes import RECIPES
+
+
+def asked(*words: str) -> list[RunConfig]:
+    return cli.configs_of(cli.parser().parse_args(["run", *words]))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one sentence on stderr of a command that ends with 2."""
+    try:
+        status = cli.main(list(words))
+    except SystemExit as ended:
+        status = ended.code
+    captured = capsys.readouterr()
+    assert status == 2, captured
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder on a machine without GPUs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return tmp_path
+
+
+BAD = {
+    "an unknown model lists the right ones": (["--model", "vgg"], ["vgg", "alexnet"]),
+    "an unknown pipeline lists the right ones": (["--pipeline", "tfdata"], ["dali", "torch", "synthetic"]),
+    "an unknown recipe lists the right ones": (["--recipe", "fast"], ["smoke", "throughput"]),
+    "an unknown augmentation lists the right ones": (["--augment", "mixup"], ["rrc", "rrc+jitter", "paper"]),
+    "an unknown precision lists the right ones": (["--precision", "fp8"], ["fp32", "bf16"]),
+    "no images": (["--images-per-gpu", "0"], ["images-per-gpu", "0"]),
+    "fewer than no images": (["--images-per-gpu", "-4"], ["images-per-gpu", "-4"]),
+    "no steps": (["--steps", "0"], ["steps", "0"]),
+    "no launches": (["--launches", "0"], ["launches"]),
+    "no time": (["--timed-seconds", "0"], ["timed-seconds"]),
+    "time that is no number": (["--timed-seconds", "nan"], ["timed-seconds", "nan"]),
+    "words where a number belongs": (["--steps", "many"], ["steps", "many"]),
+    "no ranks": (["--cpus", "0"], ["cpus", "0"]),
+    "no GPUs": (["--gpus", "1,0"], ["gpus", "1,0"]),
+    "GPUs and CPUs at once": (["--gpus", "1", "--cpus", "1"], ["--gpus", "--cpus"]),
+    "two lengths at once": (["--steps", "3", "--epochs", "2"], ["--steps", "--epochs"]),
+    "more GPUs than there are": (["--gpus", "2"], ["--gpus 2", "0 GPUs were found", "--cpus 2"]),
+    "no such folder": (["--data", "nowhere"], ["nowhere", "does not exist"]),
+    "an abbreviated flag": (["--step", "3"], ["--step"]),
+    "a flag that does not exist": (["--batch", "3"], ["--batch"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_run_answers_what_cannot_be_with_one_sentence(
+    case: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, said = BAD[case]
+    sentence = refused(capsys, "run", *words)
+    assert [word for word in said if word not in sentence] == []
+    assert list(here.iterdir()) == [], "nothing is left behind"
+
+
+def test_a_folder_without_classes_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "flat").mkdir()
+    (here / "flat" / "one.jpg").write_bytes(b"")
+    assert "class folders" in refused(capsys, "run", "--data", "flat")
+    assert not (here / "results").exists()
+
+
+def test_a_single_class_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "pets" / "cat").mkdir(parents=True)
+    (here / "pets" / "cat" / "one.jpg").write_bytes(b"x")
+    assert "one class" in refused(capsys, "run", "--data", "pets")
+
+
+def test_a_foreign_table_is_refused_before_anything_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "shopping.csv").write_text("milk,eggs\n2,12\n")
+    assert "shopping.csv" in refused(capsys, "run", "--table", "shopping.csv")
+    assert (here / "shopping.csv").read_text() == "milk,eggs\n2,12\n"
+
+
+def test_a_table_below_a_file_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "file").write_text("")
+    refused(capsys, "run", "--table", "file/table.csv")
+
+
+def test_a_missing_compiler_is_named_with_the_line_that_brings_it(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    sentence = refused(capsys, "run")
+    assert "no-such-compiler" in sentence
+    assert "apt-get install g++" in sentence
+
+
+def test_missing_headers_are_named_with_the_line_that_brings_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: os.fspath(tmp_path))
+    monkeypatch.setenv("CXX", "true")
+    lacks = environment.what_compiling_lacks()
+    assert lacks is not None
+    assert f"no Python.h in {tmp_path}" in lacks
+    assert "-dev" in lacks
+
+
+def test_smoke_is_the_recipe_without_gpus_and_throughput_with_them() -> None:
+    assert asked()[0].recipe == "smoke"
+    assert asked("--cpus", "2")[0].recipe == "smoke"
+    assert asked("--gpus", "1")[0].recipe == "throughput"
+    assert asked("--gpus", "1", "--recipe", "smoke")[0].images_per_gpu == RECIPES["smoke"]["images_per_gpu"]
+
+
+def test_a_typed_flag_beats_its_recipe_and_a_typed_length_replaces_the_recipes() -> None:
+    config = asked("--gpus", "1", "--steps", "7", "--images-per-gpu", "32")[0]
+    assert (config.steps, config.timed_seconds, config.images_per_gpu) == (7, None, 32)
+
+
+def test_several_rank_counts_give_a_row_group_each() -> None:
+    assert [config.gpus for config in asked("--gpus", "1,2,4")] == [1, 2, 4]
+    assert [config.images_per_step for config in asked("--cpus", "1,2", "--images-per-gpu", "8")] == [8, 16]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_fills_fields_that_exist_with_one_length(recipe: str) -> None:
+    config = asked("--recipe", recipe)[0]
+    assert sum(length is not None for length in (config.steps, config.timed_seconds, config.epochs)) == 1

@@ -1,0 +1,137 @@
+"""The house: which file may import which, and what must work without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("harness", "pipelines", "models")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+# Every arrow inside harness/ that the design draws; a file may import what stands to its right and nothing else of ours.
+MAY_IMPORT = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    "cli": {"launch", "results", "compare", "summary", "progress", "environment", "images", "recipes", "config"},
+    "launch": {"train", "results", "images", "environment", "progress", "metrics", "config"},
+    "train": {"workload", "images", "measure", "ceilings", "progress", "metrics", "config"},
+    "workload": {"measure", "config"},
+    "ceilings": {"measure", "metrics"},
+    "measure": {"metrics"},
+    "images": {"config"},
+    "results": {"config", "metrics"},
+    "compare": {"results", "environment", "config", "metrics"},
+    "summary": set(),
+    "progress": set(),
+    "metrics": set(),
+    "environment": set(),
+    "recipes": set(),
+    "config": set(),
+}
+TORCH_FREE = (
+    "config",
+    "recipes",
+    "environment",
+    "metrics",
+    "results",
+    "compare",
+    "cli",
+    "images",
+    "progress",
+    "summary",
+)
+HEAVY = {"torch", "nvidia", "triton", "torchvision"}
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Dotted names of the modules that a file imports, `from a import b` as a.b."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports by dots: write the whole name"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def of_harness(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imports(path) if name.startswith("harness.")} & set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "harness").glob("*.py")), ids=lambda path: path.stem)
+def test_arrows_inside_the_harness_point_one_way(path: Path) -> None:
+    assert path.stem in MAY_IMPORT, f"{path.name} is new: draw its arrows here"
+    assert of_harness(path) <= MAY_IMPORT[path.stem]
+
+
+def test_the_allowed_arrows_have_no_cycle() -> None:
+    seen: dict[str, int] = {}
+
+    def depth(name: str, above: tuple[str, ...] = ()) -> int:
+        assert name not in above, " -> ".join((*above, name))
+        if name not in seen:
+            seen[name] = 1 + max((depth(other, (*above, name)) for other in MAY_IMPORT[name]), default=0)
+        return seen[name]
+
+    assert all(depth(name) for name in MAY_IMPORT)
+
+
+@pytest.mark.parametrize("package", ["models", "pipelines"])
+def test_models_and_pipelines_know_neither_the_harness_nor_each_other(package: str) -> None:
+    others = {"harness", "models", "pipelines"} - {package}
+    for path in (ROOT / package).rglob("*.py"):
+        assert not {name.split(".")[0] for name in imports(path)} & others, path
+
+
+def test_only_the_workload_builds_models_and_pipelines() -> None:
+    builders = {
+        path.stem
+        for path in (ROOT / "harness").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("models.create", "pipelines.create")
+    }
+    assert builders == {"workload"}
+
+
+@pytest.mark.parametrize("name", TORCH_FREE)
+def test_what_reads_tables_imports_no_torch_at_the_top(name: str) -> None:
+    roots = {each.split(".")[0] for each in imports(ROOT / "harness" / f"{name}.py", top_level_only=True)}
+    assert not roots & HEAVY
+
+
+COMMANDS = {
+    "--help": ["--help"],
+    "run --help": ["run", "--help"],
+    "compare": ["compare", "no-such.csv", "no-such.csv"],
+    "verify": ["verify", "no-such.csv"],
+    "table": ["table", "no-such.csv"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_a_desk_never_load_torch_or_dali(command: str) -> None:
+    program = (
+        "import sys\nfrom harness.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        f"loaded = {sorted(HEAVY)!r}\n"
+        "print('LOADED', [name for name in loaded if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *COMMANDS[command]], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip().endswith("LOADED []"), done.stdout + done.stderr
+
+
+def test_help_needs_no_pandas() -> None:
+    program = "import sys; sys.modules['pandas'] = sys.modules['numpy'] = None\nfrom harness.cli import main\nmain(['run', '--help'])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "--images-per-gpu" in done.stdout

@@ -1,0 +1,80 @@
+"""What "auto" becomes, what the ranks leave behind, and the sentence about a rank that died."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from harness import images, launch
+from harness.config import AskedWrongly, RunConfig
+
+SYNTHETIC = images.synthetic(8)
+
+
+def test_without_gpus_and_cpus_it_is_the_first_gpu_or_else_the_cpu() -> None:
+    on_gpu, on_cpu = (launch.resolve(RunConfig(), cores=16, gpus=gpus) for gpus in (4, 0))
+    assert (on_gpu.gpus, on_gpu.cpus, on_gpu.ranks) == (1, 0, 1)
+    assert (on_cpu.gpus, on_cpu.cpus, on_cpu.ranks) == (0, 1, 1)
+
+
+def test_the_cores_are_shared_by_the_ranks_and_never_none() -> None:
+    assert launch.resolve(RunConfig(cpus=2), cores=2, gpus=0).torch_threads == 1
+    assert launch.resolve(RunConfig(cpus=3), cores=2, gpus=0).dali_threads == 1
+    assert launch.resolve(RunConfig(gpus=2), cores=64, gpus=2).dali_threads == 8
+
+
+def test_a_typed_setting_beats_auto() -> None:
+    config = launch.resolve(RunConfig(gpus=1, decode="cpu", dali_threads=5, compile="off"), cores=64, gpus=1)
+    assert (config.decode, config.dali_threads, config.compile, config.hw_decoder_load) == ("cpu", 5, "off", None)
+
+
+def test_what_is_computed_does_not_depend_on_the_machine() -> None:
+    small, large = (launch.resolve(RunConfig(), cores=c, gpus=g) for c, g in ((2, 0), (128, 8)))
+    differing = {name for name, value in small.columns().items() if value != large.columns()[name]}
+    assert differing <= {"gpus", "cpus", "decode", "dali_threads", "torch_threads", "hw_decoder_load"}
+
+
+@pytest.mark.parametrize(("asked", "found"), [(2, 1), (1, 0)])
+def test_too_few_gpus_are_refused_with_the_number_found(asked: int, found: int) -> None:
+    with pytest.raises(AskedWrongly, match=f"--gpus {asked} was asked and {found} GPU.* --cpus {asked}"):
+        launch.check_gpus(asked, found)
+
+
+def rank_file(folder: Path, rank: int, failure: str = "", trial: dict | None = None) -> None:
+    (folder / f"rank-{rank}.json").write_text(json.dumps({"failure": failure, "trial": trial}))
+
+
+def test_a_rank_that_left_nothing_makes_a_failed_trial(tmp_path: Path) -> None:
+    trial = launch.collect(RunConfig(cpus=2), SYNTHETIC, tmp_path, failure="", stopped_by=0)
+    assert trial.failure == "only 0 of 2 ranks left a trial"
+
+
+def test_a_ranks_own_words_are_the_reason(tmp_path: Path) -> None:
+    rank_file(tmp_path, 0, failure="cat.jpg is truncated: replace it")
+    failures = {0: SimpleNamespace(exitcode=1, timestamp=5), 1: SimpleNamespace(exitcode=-9, timestamp=6)}
+    assert launch.why_ranks_failed(failures, tmp_path) == "cat.jpg is truncated: replace it"
+
+
+def test_a_killed_rank_is_named_with_the_signal_and_the_phase(tmp_path: Path) -> None:
+    (tmp_path / "progress.jsonl").write_text('{"phase": "start"}\n{"phase": "timed", "step": 3, "steps": 9}\n')
+    failures = {1: SimpleNamespace(exitcode=-signal.SIGKILL, timestamp=5)}
+    assert launch.why_ranks_failed(failures, tmp_path).startswith("rank 1 ended by SIGKILL while timed; see ")
+
+
+def test_the_ranks_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    before = dict(os.environ)
+    with launch.rank_environment(launch.resolve(RunConfig(cpus=2), cores=2, gpus=0)):
+        assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert dict(os.environ) == before
+
+
+def test_the_plan_says_the_minutes_it_expects() -> None:
+    config = RunConfig(gpus=2, timed_seconds=30.0, launches=3, recipe="throughput")
+    assert launch.plan(config).endswith("on 2 GPUs, 128 images a rank, 30 timed seconds, 3 launches; about 5 minutes")

@@ -1,0 +1,141 @@
+"""The timed loop counts what came in, and times it on the clock that did the work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from harness import ceilings
+from harness.config import RunConfig
+from harness.measure import NewestLoss, Recording, TimedWindow, Workload, untimed_steps
+from harness.train import windows
+
+CPU = torch.device("cpu")
+
+
+class Numbered(NamedTuple):
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+
+def numbered_batches(size: int, wait_s: float = 0.0) -> Iterator[Numbered]:
+    """Batches of `size` whose indices count up for ever, each after a wait; the buffer is used again each time."""
+    buffer = torch.zeros(size, dtype=torch.int64)
+    start = 0
+    while True:
+        time.sleep(wait_s)
+        buffer.copy_(torch.arange(start, start + size))
+        start += size
+        yield Numbered(torch.zeros(size, 3, 1, 1), buffer % 4, buffer)
+
+
+def workload(size: int = 8, wait_s: float = 0.0, work_s: float = 0.0) -> Workload:
+    steps = iter(range(10**9))
+
+    def step(batch: Numbered) -> tuple[torch.Tensor, torch.Tensor]:
+        time.sleep(work_s)
+        return torch.tensor(float(next(steps))), torch.tensor(3)
+
+    return Workload(numbered_batches(size, wait_s), step, size, CPU)
+
+
+def on_and_on(_done: int, _loss: torch.Tensor) -> bool:
+    return False
+
+
+def test_every_image_that_came_in_is_counted_also_from_a_reused_buffer() -> None:
+    recording = Recording()
+    window = TimedWindow(workload(size=8), recording)
+    window.run(5, on_and_on)
+    told = recording.told(classes=4)
+    assert told["indices_count"] == 40
+    assert told["index_repeats_max"] == 1
+    assert told["label_counts"] == (10, 10, 10, 10)
+    assert told["losses"] == (0.0, 1.0, 2.0, 3.0, 4.0)
+    assert told["correct"] == (3,) * 5
+
+
+def test_warm_up_steps_leave_losses_and_no_indices() -> None:
+    recording, work = Recording(), workload()
+    untimed_steps(work, recording, 3)
+    TimedWindow(work, recording).run(2, on_and_on)
+    told = recording.told(classes=4)
+    assert len(told["losses"]) == 5
+    assert told["indices_count"] == 16
+
+
+def test_ranks_that_saw_the_same_images_have_the_same_digest_and_others_do_not() -> None:
+    digests = []
+    for skipped in (0, 0, 1):
+        recording, work = Recording(), workload()
+        for _ in range(skipped):
+            next(work.batches)
+        TimedWindow(work, recording).run(2, on_and_on)
+        digests.append(recording.told(classes=4)["indices_digest"])
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_steps_add_up_to_the_clock_and_the_wait_is_the_wait_for_data() -> None:
+    window = TimedWindow(workload(wait_s=0.02, work_s=0.01), Recording())
+    window.run(5, on_and_on)
+    told = window.told()
+    assert sum(told.step_ms) / 1000 == pytest.approx(told.stop_s - told.start_s, rel=0.01)
+    assert all(20 <= wait < step for wait, step in zip(told.wait_ms, told.step_ms, strict=True))
+
+
+def test_a_window_that_is_stopped_tells_the_steps_it_finished() -> None:
+    recording = Recording()
+    window = TimedWindow(workload(), recording)
+    window.run(100, lambda done, _loss: done == 3)
+    assert len(window.told().step_ms) == 3
+    assert recording.told(classes=4)["indices_count"] == 24
+
+
+def test_a_step_that_raises_leaves_the_steps_before_it() -> None:
+    work, recording = workload(), Recording()
+    whole_step = work.step
+
+    def step(batch: Numbered) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(recording.losses) == 2:
+            raise RuntimeError("the network is gone")
+        return whole_step(batch)
+
+    work.step = step
+    window = TimedWindow(work, recording)
+    with pytest.raises(RuntimeError, match="gone"):
+        window.run(9, on_and_on)
+    assert len(window.told().step_ms) == 2
+
+
+def test_the_newest_loss_on_a_cpu_is_the_one_offered() -> None:
+    assert NewestLoss(CPU).offer(torch.tensor(1.5)) == 1.5
+
+
+def test_input_alone_trains_on_nothing_and_leaves_out_what_was_decoded_ahead() -> None:
+    work = workload(size=4, wait_s=0.01)
+    work.step = lambda _batch: pytest.fail("input alone must not train")
+    lap = ceilings.input_alone(work, seconds=0.1, drain=2)
+    batches = lap.images / 4
+    assert int(next(work.batches).indices[0]) == 4 * (2 + batches)
+    assert 0.1 <= lap.stop_s - lap.start_s < 0.1 + 0.2
+
+
+def test_model_alone_takes_no_batches() -> None:
+    work = workload(size=4)
+    resident = next(work.batches)
+    shown: list[int] = []
+    lap = ceilings.model_alone(work, resident, 3, shown.append)
+    assert lap.images == 12
+    assert shown == [1, 2, 3]
+    assert int(next(work.batches).indices[0]) == 4
+
+
+def test_evaluations_cut_the_timed_steps_into_windows() -> None:
+    config = RunConfig(cpus=2, images_per_gpu=8, evaluate_every=64)
+    assert windows(10, config) == [4, 4, 2]
+    assert windows(10, RunConfig(images_per_gpu=8)) == [10]
