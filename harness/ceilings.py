@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from harness.measure import Workload, synchronise
-from harness.metrics import Alone
+from harness.trial import Alone
 
 
 def input_alone(workload: Workload, seconds: float, drain: int) -> Alone:

@@ -34,8 +34,8 @@ CHOICES: dict[str, Sequence[Any]] = {
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one sentence, and whose flags are written whole."""
 
-    def __init__(self, *arguments: Any, **named: Any):
-        super().__init__(*arguments, allow_abbrev=False, **named)
+    def __init__(self, **named: Any):
+        super().__init__(**{"allow_abbrev": False, **named})
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message} ({self.prog} --help lists every flag)", file=sys.stderr)
@@ -209,14 +209,14 @@ def run_launch(job: Launch, table: Path, *, quiet: bool) -> int:
 
 def finish(job: Launch, table: Path, stopped_by: int, *, failure: str = "", quiet: bool) -> int:
     """Record, row, table and summary of a launch that has ended; an exit status."""
-    from harness import results, summary
+    from harness import results, rows, summary
 
     record = job.record(failure, stopped_by)
     if stopped_by and not any(rank["windows"] for rank in record["trial"]["ranks"]):
         job.discard()
         print("interrupted before the timed steps began: no row was written", file=sys.stderr)
         return 128 + stopped_by
-    row = results.row_of(record)
+    row = rows.row_of(record)
     results.write_record(job.folder, record)
     job.tidy()
     results.append(table, row)
@@ -253,19 +253,19 @@ def run_verify(arguments: argparse.Namespace) -> int:
     status = 0
     for path in arguments.tables:
         findings = results.verify(path)
-        rows = len(results.read_table(path))
+        count = len(results.read_table(path))
         for finding in findings:
             print(f"{path}: {finding}")
         if not findings:
-            print(f"{path}: {rows} rows agree with their raw observations")
+            print(f"{path}: {count} rows agree with their raw observations")
         status = max(status, int(bool(findings)))
     return status
 
 
 def run_table(arguments: argparse.Namespace) -> int:
-    from harness import results
+    from harness import summary
 
-    print(results.table(arguments.tables))
+    print(summary.table(arguments.tables))
     return 0
 
 

@@ -16,11 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness import environment, metrics
+from harness import environment
 from harness.config import AskedWrongly, RunConfig
-from harness.metrics import RankTrial, Trial
 from harness.progress import PHASES, Display, last_phase
-from harness.results import SCHEMA_VERSION
+from harness.rows import SCHEMA_VERSION
+from harness.trial import RankTrial, Trial, from_json
 from pipelines.sources import ImageSet
 
 PORT_TRIES = 3
@@ -205,13 +205,15 @@ def read_rank(run_folder: Path, rank: int) -> dict[str, Any]:
 def collect(config: RunConfig, images: ImageSet, run_folder: Path, failure: str, stopped_by: int) -> Trial:
     """The ranks' files as one Trial. Ranks that left none make it a failed one, with the reason."""
     left = [read_rank(run_folder, rank) for rank in range(config.ranks)]
-    trials = [metrics.from_json(RankTrial, each["trial"]) for each in left if each["trial"] is not None]
+    trials = [from_json(RankTrial, each["trial"]) for each in left if each["trial"] is not None]
     failure = failure or next((each["failure"] for each in left if each["failure"]), "")
     if len(trials) < config.ranks and not failure and not stopped_by:
         failure = f"only {len(trials)} of {config.ranks} ranks left a trial"
     return Trial(
         classes=len(images.classes),
         train_images=len(images.train),
+        ranks_asked=config.ranks,
+        ranks_share_images=False,
         ranks_share_cores_with_input=not config.on_gpu,
         ranks=tuple(trials),
         failure=failure,

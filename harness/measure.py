@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.metrics import Window
+from harness.trial import Window
 
 
 @dataclass

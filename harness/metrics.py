@@ -1,4 +1,4 @@
-"""Trial, what was seen in one launch, and every number told of it: pure functions of raw observations.
+"""Every number told of a Trial: pure functions of raw observations.
 
 A metric that cannot be known from a trial is None, which becomes an empty cell.
 """
@@ -6,11 +6,11 @@ A metric that cannot be known from a trial is None, which becomes an empty cell.
 from __future__ import annotations
 
 import math
-import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
 from statistics import fmean, median
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
+
+from harness.trial import Evaluation, RankTrial, Trial
 
 GIB = 2**30
 # Share of disagreement between two observers of the same thing above which neither is believed.
@@ -19,98 +19,6 @@ INPUT_BOUND_WAIT_PCT = 5.0
 COMMUNICATION_BOUND_RATIO = 1.05
 LEARNING_NEEDS_STEPS = 200
 LEARNING_LOSS_SHARE = 0.95
-
-
-@dataclass(frozen=True)
-class Window:
-    """One stretch of timed steps of one rank, with no evaluation in it.
-
-    `step_ms` is on the clock that did the work (CUDA events, or the CPU's), one a step; `wait_ms` is host time spent
-    waiting for each step's batch; `start_s` and `stop_s` are the host's monotonic clock, common to a node's ranks.
-    """
-
-    start_s: float
-    stop_s: float
-    step_ms: tuple[float, ...]
-    wait_ms: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Sums over a rank's share of the validation set after `step` training steps; each image counted once."""
-
-    step: int
-    images: int
-    top1_correct: int
-    top5_correct: int
-
-
-@dataclass(frozen=True)
-class Alone:
-    """Images of one rank that went through a part of the workload between two moments of the monotonic clock."""
-
-    images: int
-    start_s: float
-    stop_s: float
-
-
-@dataclass(frozen=True)
-class RankTrial:
-    """Everything one rank saw. `losses` and `correct` hold every training step, warm-up included, in order."""
-
-    rank: int
-    images_per_step: int
-    warmup_steps: int
-    settled: bool
-    windows: tuple[Window, ...]
-    losses: tuple[float, ...]
-    correct: tuple[int, ...]
-    indices_count: int
-    indices_digest: str
-    index_repeats_max: int
-    shard_images: int
-    label_counts: tuple[int, ...]
-    pixel_min: float | None
-    pixel_max: float | None
-    parameter_change_max: dict[str, float]
-    evaluations: tuple[Evaluation, ...] = ()
-    alone: dict[str, Alone] = field(default_factory=dict)
-    first_batch_s: float | None = None
-    compile_s: float | None = None
-    interrupted: bool = False
-    out_of_memory: bool = False
-    gpu_peak_allocated_bytes: int | None = None
-    gpu_peak_reserved_bytes: int | None = None
-    host_peak_rss_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One launch: its ranks, and what is needed to read them. `failure` says why there is less than a whole trial."""
-
-    classes: int
-    train_images: int
-    ranks_share_cores_with_input: bool
-    ranks: tuple[RankTrial, ...]
-    failure: str = ""
-
-
-def from_json(kind: Any, value: Any) -> Any:
-    """`dataclasses.asdict` undone: a dataclass of this file from what `json` gives."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if is_dataclass(kind) and isinstance(kind, type):
-        hints = get_type_hints(kind)
-        unknown = sorted(set(value) - {item.name for item in fields(kind)})
-        if unknown:
-            raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}")
-        return kind(**{name: from_json(hints[name], item) for name, item in value.items()})
-    if origin is tuple:
-        return tuple(from_json(arguments[0], item) for item in value)
-    if origin is dict:
-        return {name: from_json(arguments[1], item) for name, item in value.items()}
-    if origin is types.UnionType:
-        return None if value is None else from_json(arguments[0], value)
-    return kind(value)
 
 
 # --- small arithmetic ---------------------------------------------------------------------------------------------
@@ -162,15 +70,19 @@ def images_counted(trial: Trial) -> int | None:
 
 
 def timed_s(trial: Trial) -> float | None:
-    """Seconds from the first rank's start to the last rank's end, summed over the windows."""
-    windows = list(zip(*(rank.windows for rank in trial.ranks), strict=False))
-    if not windows:
+    """Seconds from the first rank's start to the last rank's end, summed over the windows that all ranks finished."""
+    if len({len(rank.windows) for rank in trial.ranks}) != 1 or not trial.ranks[0].windows:
         return None
-    return sum(max(w.stop_s for w in window) - min(w.start_s for w in window) for window in windows)
+    seconds = 0.0
+    for window in zip(*(rank.windows for rank in trial.ranks), strict=True):
+        seconds += max(w.stop_s for w in window) - min(w.start_s for w in window)
+    return seconds
 
 
 def images_per_s(trial: Trial) -> float | None:
     """Images of the whole job a second; None where some rank did not finish its windows."""
+    if len(trial.ranks) < trial.ranks_asked:
+        return None
     seconds, images = timed_s(trial), images_counted(trial)
     return images / seconds if images and seconds else None
 
@@ -205,7 +117,7 @@ def first_batch_s(trial: Trial) -> float | None:
 def rank_skew_pct(trial: Trial) -> float | None:
     """Spread of the ranks' own median step times, as a share of the slowest."""
     medians = [median(ms) for r in trial.ranks if (ms := [x for w in r.windows for x in w.step_ms])]
-    return 100 * (max(medians) - min(medians)) / max(medians) if len(medians) > 1 else None
+    return share_pct(max(medians) - min(medians), max(medians)) if len(medians) > 1 else None
 
 
 # --- limit --------------------------------------------------------------------------------------------------------
@@ -215,7 +127,8 @@ def alone_images_per_s(trial: Trial, part: str) -> float | None:
     laps = [rank.alone[part] for rank in trial.ranks if part in rank.alone]
     if not laps or len(laps) < len(trial.ranks):
         return None
-    return sum(lap.images for lap in laps) / (max(lap.stop_s for lap in laps) - min(lap.start_s for lap in laps))
+    seconds = max(lap.stop_s for lap in laps) - min(lap.start_s for lap in laps)
+    return sum(lap.images for lap in laps) / seconds if seconds else None
 
 
 def input_alone_images_per_s(trial: Trial) -> float | None:
@@ -233,7 +146,7 @@ def no_comm_images_per_s(trial: Trial) -> float | None:
 def limit_images_per_s(trial: Trial) -> float | None:
     """What input and model allow together: the slower, or, where they take turns on the same cores, their series."""
     source, model = input_alone_images_per_s(trial), model_alone_images_per_s(trial)
-    if source is None or model is None:
+    if not source or not model:
         return None
     return 1 / (1 / source + 1 / model) if trial.ranks_share_cores_with_input else min(source, model)
 
@@ -253,9 +166,9 @@ def pct_of_model_alone(trial: Trial) -> float | None:
 def data_wait_pct(trial: Trial) -> float | None:
     """Share of the windows' host time spent waiting for batches; the mean over ranks."""
     shares = [
-        100 * sum(ms for w in rank.windows for ms in w.wait_ms) / 1000 / sum(w.stop_s - w.start_s for w in rank.windows)
+        100 * sum(ms for w in rank.windows for ms in w.wait_ms) / 1000 / seconds
         for rank in trial.ranks
-        if rank.windows
+        if (seconds := sum(w.stop_s - w.start_s for w in rank.windows))
     ]
     return fmean(shares) if shares else None
 
@@ -388,11 +301,16 @@ def val_top5_error_pct(trial: Trial) -> float | None:
 
 def doubts(trial: Trial) -> list[str]:
     """Every reason not to believe this trial's speed (design 6.8); empty when it may be believed."""
-    found: list[str] = []
+    found = [] if images_per_s(trial) else ["no timed window was finished by every rank"]
     first = loss_first(trial)
     low, high = 0.5 * math.log(trial.classes), 3 * math.log(trial.classes)
     if first is not None and math.isfinite(first) and not low <= first <= high:
         found.append(f"the first loss was {first:.3g}, outside {low:.3g} to {high:.3g}")
+    digests = {rank.indices_digest for rank in trial.ranks}
+    if len(digests) > 1 and trial.ranks_share_images:
+        found.append("the ranks received different images where the scheme gives all of them the same")
+    if len(digests) < len(trial.ranks) and not trial.ranks_share_images:
+        found.append("ranks received the same images where the scheme gives each its own")
     for rank in trial.ranks:
         found += [f"rank {rank.rank}: {doubt}" for doubt in rank_doubts(rank)]
     if len({len(rank.losses) for rank in trial.ranks}) > 1:

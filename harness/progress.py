@@ -84,8 +84,8 @@ def sentence(event: dict[str, Any], in_phase_s: float) -> str:
 class Display:
     """The launcher's side, a context manager: a live line on a terminal, plain lines elsewhere, nothing when quiet."""
 
-    def __init__(self, *, quiet: bool, stream: TextIO = sys.stderr):
-        self._quiet, self._stream = quiet, stream
+    def __init__(self, *, quiet: bool, stream: TextIO | None = None):
+        self._quiet, self._stream = quiet, stream or sys.stderr
         self._live: Any = None
         self._path: Path | None = None
         self._read = 0

@@ -1,135 +1,27 @@
-"""Rows, tables and run folders: what a launch leaves behind, and whether it still agrees with itself.
-
-A *record* is everything needed to rebuild a row (`trial.json`); a *row* is a dict of cells, all text, "" where unknown.
-"""
+"""Tables and run folders: what a launch leaves behind, and whether it still agrees with itself."""
 
 from __future__ import annotations
 
 import csv
-import functools
-import hashlib
 import io
-import itertools
 import json
 import math
-import operator
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
-from decimal import Decimal
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
-from harness.config import AskedWrongly, RunConfig, names
-from harness.metrics import METRICS, Trial, evaluation_points, from_json, images_a_step, job_losses
-
-SCHEMA_VERSION = 1
-STATUSES = ("failed", "interrupted", "oom", "diverged", "invalid", "throttled", "contaminated", "ok")
-CELL_CHARACTERS_MAX = 1000
-
-
-def words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-FIRST = words(
-    "status label gpu_name gpus images_per_gpu precision images_per_s input_alone_images_per_s model_alone_images_per_s "
-    "bound_by pct_of_model_alone step_ms_p50 step_ms_p99 gpu_peak_process_gib gpu_memory_gib energy_j_per_image"
-)
-WHO = words(
-    "schema_version run_id group_id launch started_at status_reason task_id shape_id setting_id software_id hardware_id"
-)
-DATASET = words("dataset_id source_form classes train_images val_images")
-MACHINE = words(
-    "cpu_name cpu_cores_usable ram_gib os container numa_nodes gpu_uuids gpu_link gpu_power_limit_w "
-    "gpu_power_limit_default_w gpu_max_sm_clock_mhz pcie_gen_width driver_version torch torch_cuda dali dali_cuda triton "
-    "cudnn nccl python harness git_commit data_filesystem"
-)
-SEEN = words(
-    "timed_steps timed_s images_counted within_launch_ci_low_images_per_s within_launch_ci_high_images_per_s step_ms_p95 "
-    "settled warmup_steps drift_pct_per_min compile_s first_batch_s rank_skew_pct "
-    "no_comm_images_per_s input_while_training_images_per_s limit_images_per_s pct_of_limit data_wait_pct exposed_comm_pct "
-    "model_tflop_per_s gemm_peak_tflop_per_s mfu_pct copy_gb_per_s "
-    "gpu_peak_allocated_gib gpu_peak_reserved_gib gpu_peak_other_gib host_peak_rss_gib memory_growth_mib_per_1000_steps "
-    "gpu_utilisation_pct sm_clock_mhz_p50 power_w temperature_c_max power_capped_pct throttled_pct throttle_reasons "
-    "other_process_utilisation_pct disk_read_gb_per_s page_cache "
-    "epochs_done images_seen loss_first loss_last loss_at_100k_images loss_at_1m_images learning train_top1_error_pct "
-    "val_top1_error_pct val_top5_error_pct"
-)
-# A dict keeps the first place of a name that is listed twice.
-COLUMNS = tuple(dict.fromkeys([*FIRST, *WHO, *(item.name for item in fields(RunConfig)), *DATASET, *MACHINE, *SEEN]))
-
-IDENTITIES = {
-    "task_id": (*names("task"), "classes", "dataset_id", "source_form"),
-    "shape_id": names("shape"),
-    "setting_id": names("setting"),
-    "software_id": words("torch torch_cuda dali dali_cuda triton cudnn nccl driver_version python harness git_commit"),
-    "hardware_id": words(
-        "gpu_name gpu_memory_gib gpu_power_limit_w gpu_link pcie_gen_width cpu_name cpu_cores_usable ram_gib numa_nodes"
-    ),
-}
-# Two tables for columns added after schema 1. IMPLIED: the cell that rows without the column implied, which therefore
-# enters no digest. SINCE: the schema_version that first filled a column; `verify` lets older rows leave it empty.
-IMPLIED: dict[str, str] = {}
-SINCE: dict[str, int] = {}
+from harness.config import AskedWrongly
+from harness.metrics import evaluation_points, images_a_step, job_losses
+from harness.rows import COLUMNS, SCHEMA_VERSION, SINCE, cell, identities, row_of, words
+from harness.trial import Trial, from_json
 
 
 class TableError(AskedWrongly):
     """A table or record that cannot be read, or cannot take a row."""
-
-
-# --- cells and identities -----------------------------------------------------------------------------------------
-
-
-def cell(value: Any) -> str:
-    """One line of text: "" for None, true or false, whole numbers exactly, others to six significant digits."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return number_cell(value)
-    text = " ".join(str(value).split()).encode("utf-8", "replace").decode()
-    return text if len(text) <= CELL_CHARACTERS_MAX else text[: CELL_CHARACTERS_MAX - 3] + "..."
-
-
-def number_cell(value: float) -> str:
-    short = f"{value + 0.0:.6g}"  # adding zero makes minus zero zero
-    return f"{Decimal(short):f}" if "e" in short and 1e-9 <= abs(value) < 1e15 else short
-
-
-def identities(row: dict[str, str]) -> dict[str, str]:
-    """The five digests, of nothing but the row's cells; "" for one of which no cell is known."""
-    return dict(zip(IDENTITIES, digests_of(identity_cells(row)), strict=True))
-
-
-identity_cells = operator.itemgetter(*(name for columns in IDENTITIES.values() for name in columns))
-
-
-@functools.lru_cache(maxsize=100_000)
-def digests_of(cells: tuple[str, ...]) -> tuple[str, ...]:
-    left = iter(cells)
-    return tuple(digest_of(kind, tuple(itertools.islice(left, len(columns)))) for kind, columns in IDENTITIES.items())
-
-
-@functools.lru_cache(maxsize=100_000)
-def digest_of(kind: str, cells: tuple[str, ...]) -> str:
-    """Of the cells of a kind's columns, in order. What older rows implied enters none, as if the column were not there."""
-    known = zip(IDENTITIES[kind], cells, strict=True)
-    parts = sorted(f"{name}={value}" for name, value in known if value and value != IMPLIED.get(name))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12] if parts else ""
-
-
-def row_of(record: dict[str, Any]) -> dict[str, str]:
-    """Every column's cell. What a record holds beyond the columns stays in the record."""
-    trial = from_json(Trial, record["trial"])
-    told = {name: metric(trial) for name, metric in METRICS.items()}
-    values = {**record, **record["asked"], **record["dataset"], **record["machine"], **told}
-    row = {name: cell(values.get(name)) for name in COLUMNS}
-    return {**row, **identities(row)}
 
 
 # --- run folders --------------------------------------------------------------------------------------------------
@@ -350,101 +242,3 @@ def stale_identities(row: dict[str, str]) -> list[str]:
         for kind, true in identities(row).items()
         if row[kind] != true
     ]
-
-
-# --- the table as people read it ----------------------------------------------------------------------------------
-
-HEADINGS = {
-    "gpu_name": "ran on",
-    "gpus": "ranks",
-    "images_per_gpu": "images a rank",
-    "images_per_s": "images/s",
-    "input_alone_images_per_s": "input alone, images/s",
-    "model_alone_images_per_s": "model alone, images/s",
-    "pct_of_model_alone": "% of model alone",
-    "step_ms_p50": "step p50, ms",
-    "step_ms_p99": "step p99, ms",
-    "gpu_peak_process_gib": "GPU peak, GiB",
-    "gpu_memory_gib": "GPU has, GiB",
-    "energy_j_per_image": "J/image",
-    "bound_by": "bound by",
-}
-# Rows that differ in these would look alike in the first columns.
-SHOWN_WHERE_THEY_DIFFER = ("model", "data", "augment", "pipeline")
-
-
-def table(paths: Sequence[Path | str]) -> str:
-    """Markdown with a line a group of launches: medians over its launches, and its worst status."""
-    groups: dict[str, list[dict[str, str]]] = {}
-    for row in (row for path in paths for row in read_table(path)):
-        groups.setdefault(row["group_id"] or row["run_id"], []).append(as_read(row))
-    lines = [line_of(rows) for rows in groups.values()]
-    hidden = {name for name in SHOWN_WHERE_THEY_DIFFER if len({line[HEADINGS.get(name, name)] for line in lines}) < 2}
-    shown = [{name: text for name, text in line.items() if name not in hidden} for line in lines]
-    return markdown(
-        sorted(shown, key=lambda line: [natural(line[name]) for name in ("ran on", "ranks", "images a rank")])
-    )
-
-
-def as_read(row: dict[str, str]) -> dict[str, str]:
-    """A row whose GPU columns tell of the CPU where it ran on none, and whose data always has a name."""
-    device, ranks = row["gpu_name"] or row["cpu_name"], row["gpus"] or row["cpus"]
-    return {**row, "gpu_name": device, "gpus": ranks, "data": row["data"] or row["dataset_id"]}
-
-
-def line_of(rows: Sequence[dict[str, str]]) -> dict[str, str]:
-    place = FIRST.index("precision") + 1
-    line = {"status": worst(row["status"] for row in rows), "launches": str(len(rows))}
-    for name in (*FIRST[1:place], *SHOWN_WHERE_THEY_DIFFER, *FIRST[place:]):
-        line[HEADINGS.get(name, name)] = together([row[name] for row in rows], is_number=name in HEADINGS)
-    return line
-
-
-def worst(statuses: Iterable[str]) -> str:
-    return min(statuses, key=lambda status: STATUSES.index(status) if status in STATUSES else -1)
-
-
-def together(cells: Sequence[str], *, is_number: bool) -> str:
-    """One cell of several: what they share, the median of numbers, or every text."""
-    known = list(dict.fromkeys(text for text in cells if text))
-    values = [value for text in cells if (value := number(text)) is not None]
-    if is_number and values:
-        return rounded(median(values))
-    return " / ".join(known)
-
-
-def number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def rounded(value: float) -> str:
-    """Three significant digits, and none of the whole ones lost."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def natural(text: str) -> tuple[float, str]:
-    """Sorts 2 before 10, and numbers before words."""
-    value = number(text)
-    return (math.inf, text) if value is None else (value, "")
-
-
-def markdown(lines: Sequence[dict[str, str]]) -> str:
-    """Aligned for a terminal too; the first line's keys are the headings; a column empty in every line is left out."""
-    if not lines:
-        return "(no rows)"
-    names = [name for name in lines[0] if any(line[name] for line in lines)]
-    columns = [[name, *(line[name].replace("|", "\\|") for line in lines)] for name in names]
-    widths = [max(3, *map(len, column)) for column in columns]
-    right = [all(not text or number(text) is not None for text in column[1:]) for column in columns]
-    rule = [
-        "-" * (width - 1) + ":" if is_number else "-" * width for width, is_number in zip(widths, right, strict=True)
-    ]
-    padded = [
-        [text.rjust(width) if is_number else text.ljust(width) for text in column]
-        for column, width, is_number in zip(columns, widths, right, strict=True)
-    ]
-    heads, *body = zip(*padded, strict=True)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [heads, rule, *body])

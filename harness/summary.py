@@ -1,6 +1,112 @@
-"""A row as a person reads it at the end of a run: about ten lines, and the most useful thing to try next."""
+"""Rows as people read them: the table of the README, and the closing lines of a run."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+
+from harness.results import read_table
+from harness.rows import FIRST, STATUSES
+
+HEADINGS = {
+    "gpu_name": "ran on",
+    "gpus": "ranks",
+    "images_per_gpu": "images a rank",
+    "images_per_s": "images/s",
+    "input_alone_images_per_s": "input alone, images/s",
+    "model_alone_images_per_s": "model alone, images/s",
+    "pct_of_model_alone": "% of model alone",
+    "step_ms_p50": "step p50, ms",
+    "step_ms_p99": "step p99, ms",
+    "gpu_peak_process_gib": "GPU peak, GiB",
+    "gpu_memory_gib": "GPU has, GiB",
+    "energy_j_per_image": "J/image",
+    "bound_by": "bound by",
+}
+# Rows that differ in these would look alike in the first columns.
+SHOWN_WHERE_THEY_DIFFER = ("model", "data", "augment", "pipeline")
+
+
+def table(paths: Sequence[Path | str]) -> str:
+    """Markdown with a line a group of launches: medians over its launches, and its worst status."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in (row for path in paths for row in read_table(path)):
+        groups.setdefault(row["group_id"] or row["run_id"], []).append(as_read(row))
+    lines = [line_of(rows) for rows in groups.values()]
+    hidden = {name for name in SHOWN_WHERE_THEY_DIFFER if len({line[HEADINGS.get(name, name)] for line in lines}) < 2}
+    shown = [{name: text for name, text in line.items() if name not in hidden} for line in lines]
+    return markdown(
+        sorted(shown, key=lambda line: [natural(line[name]) for name in ("ran on", "ranks", "images a rank")])
+    )
+
+
+def as_read(row: dict[str, str]) -> dict[str, str]:
+    """A row whose GPU columns tell of the CPU where it ran on none, and whose data always has a name."""
+    device, ranks = row["gpu_name"] or row["cpu_name"], row["gpus"] or row["cpus"]
+    return {**row, "gpu_name": device, "gpus": ranks, "data": row["data"] or row["dataset_id"]}
+
+
+def line_of(rows: Sequence[dict[str, str]]) -> dict[str, str]:
+    place = FIRST.index("precision") + 1
+    line = {"status": worst(row["status"] for row in rows), "launches": str(len(rows))}
+    for name in (*FIRST[1:place], *SHOWN_WHERE_THEY_DIFFER, *FIRST[place:]):
+        line[HEADINGS.get(name, name)] = together([row[name] for row in rows], is_number=name in HEADINGS)
+    return line
+
+
+def worst(statuses: Iterable[str]) -> str:
+    return min(statuses, key=lambda status: STATUSES.index(status) if status in STATUSES else -1)
+
+
+def together(cells: Sequence[str], *, is_number: bool) -> str:
+    """One cell of several: what they share, the median of numbers, or every text."""
+    known = list(dict.fromkeys(text for text in cells if text))
+    values = [value for text in cells if (value := number(text)) is not None]
+    if is_number and values:
+        return rounded(median(values))
+    return " / ".join(known)
+
+
+def number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def rounded(value: float) -> str:
+    """Three significant digits, and none of the whole ones lost."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def natural(text: str) -> tuple[float, str]:
+    """Sorts 2 before 10, and numbers before words."""
+    value = number(text)
+    return (math.inf, text) if value is None else (value, "")
+
+
+def markdown(lines: Sequence[dict[str, str]]) -> str:
+    """Aligned for a terminal too; the first line's keys are the headings; a column empty in every line is left out."""
+    if not lines:
+        return "(no rows)"
+    names = [name for name in lines[0] if any(line[name] for line in lines)]
+    columns = [[name, *(line[name].replace("|", "\\|") for line in lines)] for name in names]
+    widths = [max(3, *map(len, column)) for column in columns]
+    right = [all(not text or number(text) is not None for text in column[1:]) for column in columns]
+    rule = [
+        "-" * (width - 1) + ":" if is_number else "-" * width for width, is_number in zip(widths, right, strict=True)
+    ]
+    padded = [
+        [text.rjust(width) if is_number else text.ljust(width) for text in column]
+        for column, width, is_number in zip(columns, widths, right, strict=True)
+    ]
+    heads, *body = zip(*padded, strict=True)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [heads, rule, *body])
+
+
+# --- the end of a run ---------------------------------------------------------------------------------------------
 
 
 def figure(cell: str, unit: str = "", digits: int = 3) -> str:

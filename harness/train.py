@@ -27,8 +27,8 @@ from harness import ceilings, metrics
 from harness.config import AskedWrongly, RunConfig
 from harness.images import open_images
 from harness.measure import Interrupted, NewestLoss, Recording, TimedWindow, Workload, synchronise, untimed_steps
-from harness.metrics import Alone, Evaluation, RankTrial, Window
 from harness.progress import Teller
+from harness.trial import Alone, Evaluation, RankTrial, Window
 from harness.workload import Built, Rank, build
 from pipelines import DataError
 from pipelines.sources import ImageSet

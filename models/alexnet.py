@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,7 @@ class AlexNet(nn.Module):
         for name, bias in biases.items():
             layer = self.get_submodule(name)
             assert isinstance(layer, nn.Conv2d | nn.Linear)
+            assert layer.bias is not None
             layer.weight.normal_(0.0, others.get(name, std))
             layer.bias.fill_(bias)
 
@@ -135,7 +136,7 @@ def alexnet(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}; it must be at least 0 and under 1")
     network = AlexNet(num_classes, init, dropout, norm)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network.to(memory_format=torch.channels_last)
 
 
 def alexnet_torchvision(num_classes: int = 1000) -> nn.Module:
@@ -148,7 +149,37 @@ def alexnet_torchvision(num_classes: int = 1000) -> nn.Module:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "model alexnet-torchvision needs torchvision, which is not installed; "
-            "install it with: python -m pip install -e '.[torchvision]'"
+            "install it with: python -m pip install -e '.[peer]'"
         ) from error
     network: nn.Module = build(weights=None, num_classes=num_classes)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network.to(memory_format=torch.channels_last)
+
+
+class MultiplyAdds(NamedTuple):
+    """Multiply-adds an image of convolutions and linear layers: forward, and a training step's."""
+
+    forward: int
+    training: int
+
+
+def multiply_adds(network: nn.Module) -> MultiplyAdds:
+    """Count network's work on one image of 3x224x224 pixels, without computing anything.
+
+    A training step is the forward pass, the same again for the weights' gradients and again for the inputs' gradients,
+    which the first layer has no use for. FLOPs are twice that.
+    """
+    layers: list[int] = []
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        places = prod(output.shape[2:]) if isinstance(layer, nn.Conv2d) else 1
+        layers.append(places * layer.weight.numel())
+
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    try:
+        shapes = {name: tensor.to("meta") for name, tensor in network.state_dict().items()}
+        functional_call(network, shapes, torch.empty(1, *IMAGE_SHAPE, device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return MultiplyAdds(sum(layers), 3 * sum(layers) - layers[0])

@@ -15,9 +15,11 @@ alpha is the paper's: torch.nn.functional.local_response_norm divides its alpha 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 DTYPES = {
     "cpu": (torch.float16, torch.bfloat16, torch.float32, torch.float64),
@@ -46,10 +48,13 @@ def local_response_norm(
     x is float16, bfloat16 or float32, on the CPU also float64; sums and powers are in float32 or wider. The result has
     x's dtype, device and memory format (channels-last or contiguous; other strides are copied to contiguous).
     Differentiable once, in closed form; x alone is kept for the backward pass.
+    Where an activation's square is infinite or NaN, the CPU's result is NaN in all of that column's channels.
     Raises ValueError for an argument that has no right answer.
     """
     check(x, size, alpha, beta, k, columns)
-    result: Tensor = forward(x, size, float(alpha), float(beta), float(k), columns)
+    # On the CPU the compiler fuses the formula with its neighbours, which it cannot do to an opaque operator.
+    normalise = Formula.apply if x.device.type == "cpu" else forward
+    result: Tensor = normalise(x, size, float(alpha), float(beta), float(k), columns)
     return result
 
 
@@ -82,71 +87,97 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def rows(x: Tensor, columns: int) -> Tensor:
+    """x (N, C, H, W) in float32 or wider as (N * H * W * columns, C / columns): a view of channels-last float32."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return wide.permute(0, 2, 3, 1).reshape(-1, x.shape[1] // columns)
+
+
+def maps(values: Tensor, x: Tensor) -> Tensor:
+    """What `rows` undoes: values in the shape, dtype and memory format of x."""
+    n, channels, height, width = x.shape
+    result = torch.empty_like(x, memory_format=memory_format(x))
+    return result.copy_(values.view(n, height, width, channels).permute(0, 3, 1, 2))
+
+
 def sum_windows(values: Tensor, size: int) -> Tensor:
-    """Sums over the windows of dimension 2 of values (outer, columns, width, inner), which are zero outside."""
-    total = values.clone()
-    for shift in range(1, min(size // 2, values.shape[2] - 1) + 1):
-        total[:, :, shift:] += values[:, :, :-shift]
-        total[:, :, :-shift] += values[:, :, shift:]
-    return total
+    """Sums over the window of each channel, for values (rows, channels of one column)."""
+    channel = torch.arange(values.shape[1], device=values.device)
+    band = (channel[:, None] - channel).abs() <= size // 2
+    # A product with a band of ones: on a CPU cheaper than a pass over memory for each place of the window.
+    # Autocast would make it one of bfloat16.
+    with torch.autocast(values.device.type, enabled=False):
+        return values @ band.to(values.dtype)
 
 
-def inverse_power_(denominator: Tensor, beta: float) -> Tensor:
-    """denominator ** -beta, in place."""
+def inverse_power(denominator: Tensor, beta: float) -> Tensor:
+    """denominator ** -beta."""
     if beta == 0.75:
         # Two square roots cost a CPU far less than a power.
-        root = denominator.rsqrt_()
-        return root.sqrt().mul_(root)
-    return denominator.pow_(-beta)
+        root = denominator.rsqrt()
+        return root * root.sqrt()
+    return denominator**-beta
 
 
-def rows(x: Tensor, columns: int) -> Tensor:
-    """x (N, C, H, W) seen as (outer, columns, width, inner) without a copy, whichever its memory format."""
-    if memory_format(x) == torch.channels_last:
-        return x.permute(0, 2, 3, 1).reshape(-1, columns, x.shape[1] // columns, 1)
-    return x.reshape(x.shape[0], columns, x.shape[1] // columns, -1)
+def formula(x: Tensor, size: int, alpha: float, beta: float, k: float, columns: int) -> Tensor:
+    """y of the formula above, in torch operations that a compiler can fuse."""
+    wide = rows(x, columns)
+    denominator = k + alpha * sum_windows(wide.square(), size)
+    return maps(wide * inverse_power(denominator, beta), x)
+
+
+def formula_gradient(
+    gradient: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, columns: int
+) -> Tensor:
+    """dL/dx of the formula above from gradient = dL/dy, in torch operations that a compiler can fuse."""
+    wide = rows(x, columns)
+    denominator = k + alpha * sum_windows(wide.square(), size)
+    scaled = rows(gradient, columns) * inverse_power(denominator, beta)
+    crossed = sum_windows(scaled * wide / denominator, size)
+    return maps(scaled - 2 * alpha * beta * wide * crossed, x)
+
+
+class Formula(torch.autograd.Function):
+    """`formula` and its gradient, keeping x alone between them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float, columns: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.constants = (size, alpha, beta, k, columns)
+        return formula(x, size, alpha, beta, k, columns)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        return formula_gradient(gradient, x, *ctx.constants), None, None, None, None, None
 
 
 @torch.library.custom_op("models::local_response_norm", mutates_args=(), device_types="cuda")
 def forward(x: Tensor, size: int, alpha: float, beta: float, k: float, columns: int) -> Tensor:
+    """The formula as one operator: Triton's kernel on CUDA."""
     from models import lrn_triton
 
-    return lrn_triton.forward(x.contiguous(memory_format=memory_format(x)), size, alpha, beta, k, columns)
+    layout = memory_format(x)
+    result = torch.empty_like(x, memory_format=layout)
+    lrn_triton.forward(x.contiguous(memory_format=layout), result, size, alpha, beta, k, columns)
+    return result
 
 
 @torch.library.custom_op("models::local_response_norm_backward", mutates_args=(), device_types="cuda")
 def backward(gradient: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, columns: int) -> Tensor:
+    """Its gradient as one operator, which computes the denominator again from x."""
     from models import lrn_triton
 
     layout = memory_format(x)
+    result = torch.empty_like(x, memory_format=layout)
     gradient, x = gradient.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
-    return lrn_triton.backward(gradient, x, size, alpha, beta, k, columns)
-
-
-@forward.register_kernel("cpu")
-def forward_cpu(x: Tensor, size: int, alpha: float, beta: float, k: float, columns: int) -> Tensor:
-    x = x.contiguous(memory_format=memory_format(x))
-    result = torch.empty_like(x)
-    for source, target in zip(x.split(1), result.split(1), strict=True):
-        wide = rows(source, columns).to(torch.promote_types(x.dtype, torch.float32))
-        denominator = sum_windows(wide.square(), size).mul(alpha).add_(k)
-        rows(target, columns).copy_(inverse_power_(denominator, beta).mul_(wide))
+    lrn_triton.backward(gradient, x, result, size, alpha, beta, k, columns)
     return result
 
 
-@backward.register_kernel("cpu")
-def backward_cpu(gradient: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, columns: int) -> Tensor:
-    layout = memory_format(x)
-    gradient, x = gradient.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
-    result = torch.empty_like(x)
-    for upstream, source, target in zip(gradient.split(1), x.split(1), result.split(1), strict=True):
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        wide, g = rows(source, columns).to(dtype), rows(upstream, columns).to(dtype)
-        denominator = sum_windows(wide.square(), size).mul(alpha).add_(k)
-        scaled = inverse_power_(denominator.clone(), beta).mul_(g)
-        crossed = sum_windows((scaled / denominator).mul_(wide), size)
-        rows(target, columns).copy_(scaled.sub_(crossed.mul_(wide), alpha=2 * alpha * beta))
-    return result
+forward.register_kernel("cpu")(formula)
+backward.register_kernel("cpu")(formula_gradient)
 
 
 @forward.register_fake
@@ -159,14 +190,14 @@ def backward_fake(gradient: Tensor, x: Tensor, size: int, alpha: float, beta: fl
     return torch.empty_like(x, memory_format=memory_format(x))
 
 
-def save_for_backward(ctx: object, inputs: tuple[object, ...], output: Tensor) -> None:
-    x, *ctx.constants = inputs  # type: ignore[attr-defined]
-    ctx.save_for_backward(x)  # type: ignore[attr-defined]
+def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, *ctx.constants = inputs
+    ctx.save_for_backward(x)
 
 
-def differentiate(ctx: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
-    return backward(gradient, x, *ctx.constants), None, None, None, None, None  # type: ignore[attr-defined]
+def differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    (x,) = ctx.saved_tensors
+    return backward(gradient, x, *ctx.constants), None, None, None, None, None
 
 
 forward.register_autograd(differentiate, setup_context=save_for_backward)

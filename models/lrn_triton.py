@@ -6,6 +6,9 @@ takes each channel's neighbours out of registers, so that in channels-last every
 window cannot leave its column, for a row ends there.
 """
 
+# Triton's own decorator and the kernels' arguments have no types to check.
+# mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -95,18 +98,20 @@ def backward_kernel(
     tl.store(result_ptr + offsets, result.to(result_ptr.dtype.element_ty), mask)
 
 
-def forward(x: Tensor, size: int, alpha: float, beta: float, k: float, columns: int) -> Tensor:
-    """The normalised x. x is float16, bfloat16 or float32 (N, C, H, W) on a GPU, channels-last or contiguous."""
-    result = torch.empty_like(x)
-    run(forward_kernel, (x, result), size, alpha, beta, k, columns)
-    return result
+Constants = tuple[int, float, float, float, int]
 
 
-def backward(gradient: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, columns: int) -> Tensor:
-    """The loss's gradient by x, from its gradient by the result: of x's shape, dtype and memory format, like the result."""
-    result = torch.empty_like(x)
-    run(backward_kernel, (gradient, x, result), size, alpha, beta, k, columns)
-    return result
+def forward(x: Tensor, result: Tensor, *constants: *Constants) -> None:
+    """Fill result with x normalised by constants (size, alpha, beta, k, columns).
+
+    Both are float16, bfloat16 or float32 (N, C, H, W) on one GPU, and both channels-last or both contiguous.
+    """
+    run(forward_kernel, (x, result), *constants)
+
+
+def backward(gradient: Tensor, x: Tensor, result: Tensor, *constants: *Constants) -> None:
+    """Fill result with the loss's gradient by x, from its gradient by the normalised x; tensors as in `forward`."""
+    run(backward_kernel, (gradient, x, result), *constants)
 
 
 def run(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
 from nvidia.dali import math as dali_math
+from torch.utils.dlpack import from_dlpack
 
 from pipelines import Batch, Request
 from pipelines.augment import (
@@ -27,7 +28,7 @@ from pipelines.augment import (
     mixed_seed,
     shuffled,
 )
-from pipelines.diagnose import bad_image
+from pipelines.diagnose import READER_QUEUE, bad_image
 
 DTYPES = {"float32": types.FLOAT, "float16": types.FLOAT16}
 
@@ -67,7 +68,7 @@ class DaliBatches:
             self.pipeline.release_outputs()
         except RuntimeError as error:
             raise self._explained(error) from error
-        batch = self._batch(torch.from_dlpack(images.as_tensor()), torch.from_dlpack(indices.as_tensor()))
+        batch = self._batch(from_dlpack(images.as_tensor()), from_dlpack(indices.as_tensor()))
         self.delivered += 1
         return batch
 
@@ -136,7 +137,7 @@ def reader(request: Request, stand_in: str | None = None) -> Any:
     else:
         places, sharding = list(request.evaluation_slice), {}
     files = [stand_in] * len(places) if stand_in else [request.split.files[place] for place in places]
-    return fn.readers.file(files=files, labels=places, name="reader", prefetch_queue_depth=2, **sharding)
+    return fn.readers.file(files=files, labels=places, name="reader", prefetch_queue_depth=READER_QUEUE, **sharding)
 
 
 def prepared(request: Request, encoded: Any) -> Any:

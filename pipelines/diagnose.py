@@ -8,15 +8,17 @@ from PIL import Image, UnidentifiedImageError
 
 from pipelines import DataError, Request
 
+READER_QUEUE = 2  # batches that the reader holds beyond those being decoded
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 
 
 def bad_image(request: Request, batch: int, told: str) -> DataError | None:
-    """The error that names the bad image of a batch that DALI gave up on; None where no image of it is bad.
+    """The error that names the bad image that DALI gave up on; None where no image it may have met is bad.
 
-    `batch` counts from 0 in this shard's order; `told` is DALI's own message.
+    `batch` counts from 0 in this shard's order; `told` is DALI's own message. A file that cannot even be read stops
+    the reader, which is ahead of the batch.
     """
-    for place in indices_of(request, batch):
+    for place in upcoming(request, batch, 1 + request.prefetch + READER_QUEUE):
         path = request.split.files[place]
         found = fault(path)
         if found or path in told:
@@ -26,8 +28,8 @@ def bad_image(request: Request, batch: int, told: str) -> DataError | None:
     return None
 
 
-def indices_of(request: Request, batch: int) -> list[int]:
-    """Indices in batch number `batch` of this shard, from the same reader fed with a small stand-in for every file."""
+def upcoming(request: Request, batch: int, count: int) -> list[int]:
+    """Indices in `count` batches of this shard from `batch` on: of the same reader, with a small stand-in for each file."""
     from nvidia.dali import Pipeline
 
     from pipelines.dali import reader
@@ -35,9 +37,11 @@ def indices_of(request: Request, batch: int) -> list[int]:
     pipeline = Pipeline(batch_size=request.images_per_batch, num_threads=1, device_id=None, prefetch_queue_depth=1)
     with pipeline:
         pipeline.set_outputs(reader(request, stand_in=str(Path(__file__).with_name("__init__.py")))[1])
-    for _ in range(batch + 1):
+    places: list[int] = []
+    for number in range(batch + count):
         (indices,) = pipeline.run()
-    places = [int(place) for place in indices.as_array().flatten()]
+        if number >= batch:
+            places += map(int, indices.as_array().flatten())
     pipeline._shutdown()
     return places
 

@@ -19,8 +19,8 @@ CLASSES = ("amber", "azure", "brick", "fern", "jade", "lilac", "olive", "plum", 
 
 # Colour of a class: brightness, and blue and red differences from grey. The hues are a tenth of a turn apart.
 PALETTE = (
-    (150, -52, 17), (105, 32, -44), (100, -17, 52), (140, -32, -44), (110, 0, -54),
-    (155, 32, 44), (100, -52, -17), (95, 0, 54), (150, 52, 17), (115, 52, -17),
+    (150, -57, 19), (105, 35, -48), (100, -19, 57), (140, -35, -48), (110, 0, -59),
+    (155, 35, 48), (100, -57, -19), (95, 0, 59), (150, 57, 19), (115, 57, -19),
 )  # fmt: skip
 # Stripes of a class: steps along x and y in 1/256 turn a pixel; several periods fit into a small crop.
 STRIPES = ((24, 0), (0, 24), (14, 14), (14, -14), (9, 0), (0, 9), (20, 8), (8, 20), (20, -8), (8, -20))
@@ -30,7 +30,7 @@ SIZES_444 = (
     ((500, 375), 30), ((500, 333), 13), ((375, 500), 8), ((333, 500), 5), ((500, 334), 4), ((400, 300), 2), ((500, 500), 2),
 )  # fmt: skip
 SIZES_420 = (
-    ((500, 375), 30), ((375, 500), 8), ((500, 333), 8), ((640, 480), 8), ((800, 600), 5), ((320, 240), 6),
+    ((500, 375), 30), ((375, 500), 8), ((500, 333), 8), ((640, 480), 8), ((800, 600), 8), ((320, 240), 4),
 )  # fmt: skip
 FINEST_CELL_LOG2 = 6  # the noise starts from cells of 64 pixels
 CHROMA_444, CHROMA_420 = 0, 2  # Pillow's numbers for the sampling
@@ -87,10 +87,8 @@ def picture(number: int, label: int) -> bytes:
     draws = Draws(number)
     how = _format(draws)
     planes = _planes(draws, how, label)
-    if how.grey:
-        image = Image.fromarray(planes[0])
-    else:
-        image = Image.fromarray(np.stack(planes, axis=-1), mode="YCbCr")
+    bands = [Image.fromarray(plane) for plane in planes]
+    image = bands[0] if how.grey else Image.merge("YCbCr", bands)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=how.quality, subsampling=how.subsampling)
     return file.getvalue()
@@ -116,11 +114,11 @@ def _weighted(draws: Draws, choices: tuple[tuple[tuple[int, int], int], ...]) ->
 
 def _planes(draws: Draws, how: Format, label: int) -> list[NDArray[np.uint8]]:
     """Brightness, blue and red difference of a picture, each (height, width) uint8."""
-    grain = 1 + draws.below(17)
+    grain = 1 + draws.below(10) + draws.below(24) * (draws.below(3) == 0)
     base = [value + draws.below(17) - 8 for value in PALETTE[label]]
-    luma = fractal(draws, how.height, how.width, 70, grain)
+    luma = fractal(draws, how.height, how.width, 48, grain)
     luma += _stripes(draws, luma, label)
-    half = [fractal(draws, (how.height + 1) // 2, (how.width + 1) // 2, 18, grain // 3) for _ in range(2)]
+    half = [fractal(draws, (how.height + 1) // 2, (how.width + 1) // 2, 10, grain // 3) for _ in range(2)]
     planes = [luma, *(_doubled(plane)[: how.height, : how.width] for plane in half)]
     for _ in range(2 + draws.below(4)):
         _ellipse(draws, planes)

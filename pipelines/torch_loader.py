@@ -48,7 +48,7 @@ class LoaderBatches:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.classes = torch.tensor(request.split.labels, dtype=torch.int64, device=request.device)
-        self.loader = iter(
+        self.loader: Iterator[tuple[Tensor, Tensor]] = iter(
             DataLoader(
                 Images(request),
                 batch_sampler=Order(request),

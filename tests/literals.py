@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from harness.config import RunConfig
-from harness.metrics import Alone, Evaluation, RankTrial, Trial, Window
+from harness.trial import Alone, Evaluation, RankTrial, Trial, Window
 
 TEN_CLASSES = math.log(10)
 PARAMETERS_MOVED = {"conv1.weight": 0.01, "fc8.bias": 0.002}
@@ -56,7 +56,15 @@ def rank_of(rank: int = 0, **changes: Any) -> RankTrial:
 
 
 def trial_of(*ranks: RankTrial, **changes: Any) -> Trial:
-    plain = Trial(classes=10, train_images=2048, ranks_share_cores_with_input=False, ranks=ranks or (rank_of(),))
+    seen = ranks or (rank_of(),)
+    plain = Trial(
+        classes=10,
+        train_images=2048,
+        ranks_asked=len(seen),
+        ranks_share_images=False,
+        ranks_share_cores_with_input=False,
+        ranks=seen,
+    )
     return replace(plain, **changes)
 
 

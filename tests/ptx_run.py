@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Run compiled PTX on a CPU: what the machine code computes, where it reads and writes, and how wide.
 
 A Triton kernel's interpreter checks the source; this checks what the compiler made of it. Every lane of a block is a numpy lane;
@@ -141,6 +140,18 @@ def f32_to_bf16(values: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FFF), rounded)
+
+
+PACKED = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "fma": lambda a, b, c: (a.astype(np.float64) * b + c).astype(np.float32),
+    "max": lambda a, b: np.fmax(a, b),
+    "min": lambda a, b: np.fmin(a, b),
+    "neg": lambda a: -a,
+    "abs": lambda a: np.abs(a),
+}
 
 
 class Block:
@@ -347,6 +358,8 @@ class Block:
             return self.reduce_warp(op, args, mask)
         if name in ("atom", "red"):
             return self.atomic(instruction, mask)
+        if name in ("ldmatrix", "stmatrix"):
+            return self.matrix(instruction, mask)
         if name == "cp":
             return self.copy_async(instruction, mask)
         if name == "cvt":
@@ -402,7 +415,10 @@ class Block:
         space = "shared" if "shared" in op else "global"
         if "local" in op:
             raise PtxFault(f"local memory (a spill): {instruction.text}")
-        names = lambda token: [part.strip() for part in token.strip("{} ").split(",")]
+
+        def names(token):
+            return [part.strip() for part in token.strip("{} ").split(",")]
+
         if op[0] == "ld":
             return self.load(instruction, mask, space, kind, vector, names(args[0]), args[1])
         return self.store(instruction, mask, space, kind, vector, args[0], names(args[1]))
@@ -484,6 +500,36 @@ class Block:
         if args[0] != where:
             self.put(args[0], old, mask)
 
+    def matrix(self, instruction, mask):
+        """8x8 matrices of 16 bits between shared memory and a warp: lane 8 i + r holds the address of row r of matrix i."""
+        op, args = instruction.op, instruction.operands
+        if "m8n8" not in op or op[-1] != "b16":
+            raise PtxFault(f"not known: {instruction.text}")
+        if not mask.reshape(-1, WARP).all(1)[mask.reshape(-1, WARP).any(1)].all():
+            raise PtxFault(f"needs whole warps: {instruction.text}")
+        loads = op[0] == "ldmatrix"
+        names = [part.strip() for part in args[0 if loads else 1].strip("{} ").split(",")]
+        address = self.address(args[1 if loads else 0], "shared")
+        lane = self.lane % WARP
+        addressing = mask & (lane < 8 * len(names))
+        self.aligned(address, 16, addressing, instruction)
+        self.shared_check(address, 16, addressing, instruction, write=not loads)
+        first = self.lane - lane
+        for i, name in enumerate(names):
+            # A lane holds two neighbours of a row, or of a column where the matrix is transposed on the way.
+            rows = [2 * (lane % 4), 2 * (lane % 4) + 1] if "trans" in op else [lane // 4, lane // 4]
+            places = [lane // 4, lane // 4] if "trans" in op else [2 * (lane % 4), 2 * (lane % 4) + 1]
+            where = [address[first + 8 * i + row] + 2 * place for row, place in zip(rows, places, strict=True)]
+            if loads:
+                where = [np.where(mask, at, 0) for at in where]
+                halves = [self.shared[at].astype(np.uint32) | self.shared[at + 1].astype(np.uint32) << 8 for at in where]
+                self.put(name, halves[0] | halves[1] << 16, mask)
+                continue
+            value = self.bits(name, 32)
+            for half, at in enumerate(where):
+                self.shared[at[mask]] = (value >> (16 * half) & 0xFF).astype(np.uint8)[mask]
+                self.shared[at[mask] + 1] = (value >> (16 * half + 8) & 0xFF).astype(np.uint8)[mask]
+
     def copy_async(self, instruction, mask):
         """cp.async from global to shared memory, done at once: a missing wait is not seen."""
         op, args = instruction.op, instruction.operands
@@ -525,7 +571,7 @@ class Block:
             ]
             info = np.iinfo(TYPES[target])
             value = np.clip(np.nan_to_num(rounding(value.astype(np.float64))), info.min, info.max)
-        self.put(args[0], value.astype(TYPES[target]), mask)
+        return self.put(args[0], value.astype(TYPES[target]), mask)
 
     def compare(self, op, args, mask):
         kind, relation = op[-1], op[1]
@@ -558,10 +604,11 @@ class Block:
         self.put(args[0], out, mask)
 
     def logic(self, name, kind, args, mask):
-        if kind == "pred":
-            operand = lambda token: ~self.get(token[1:], "pred") if token.startswith("!") else self.get(token, "pred")
-        else:
-            operand = lambda token: self.get(token, kind)
+        def operand(token):
+            if kind == "pred" and token.startswith("!"):
+                return ~self.get(token[1:], "pred")
+            return self.get(token, kind)
+
         if name == "not":
             return self.put(args[0], ~operand(args[1]), mask)
         a = operand(args[1])
@@ -569,7 +616,7 @@ class Block:
             b = np.full(self.threads, args[2] != "0")
         else:
             b = operand(args[2])
-        self.put(args[0], {"and": a & b, "or": a | b, "xor": a ^ b}[name], mask)
+        return self.put(args[0], {"and": a & b, "or": a | b, "xor": a ^ b}[name], mask)
 
     def bitfield(self, name, kind, args, mask):
         if name == "bfe":
@@ -674,7 +721,7 @@ class Block:
         out = binary[name]()
         if ("NaN" in op) and name in ("min", "max"):
             out = np.minimum(a, b) if name == "min" else np.maximum(a, b)
-        self.put(args[0], f32_to_bf16(out) if kind == "bf16" else out, mask)
+        return self.put(args[0], f32_to_bf16(out) if kind == "bf16" else out, mask)
 
     def packed(self, instruction, mask):
         """Two values in one register: bf16x2 and f16x2 in 32 bits, f32x2 in 64 (Blackwell)."""
@@ -707,17 +754,7 @@ class Block:
                 )
                 for arg in args[1:]
             ]
-            fused = lambda: (parts[0].astype(np.float64) * parts[1] + parts[2]).astype(np.float32)
-            result = {
-                "add": lambda: parts[0] + parts[1],
-                "sub": lambda: parts[0] - parts[1],
-                "mul": lambda: parts[0] * parts[1],
-                "fma": fused,
-                "max": lambda: np.fmax(*parts[:2]),
-                "min": lambda: np.fmin(*parts[:2]),
-                "neg": lambda: -parts[0],
-                "abs": lambda: np.abs(parts[0]),
-            }[name]()
+            result = PACKED[name](*parts)
             out |= pack(result).astype(np.uint64) << np.uint64(shift)
         self.put(args[0], out.astype(word), mask)
 

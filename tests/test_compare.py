@@ -14,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from literals import launch_of, rank_of, record_of, trial_of, window_of
 
-from harness.compare import compare, ratio_of
+from harness.compare import compare
 from harness.config import AskedWrongly
-from harness.results import COLUMNS, IDENTITIES, TableError, csv_text, identities, row_of, table, verify
+from harness.pairs import ratio_of
+from harness.results import TableError, csv_text, verify
+from harness.rows import COLUMNS, IDENTITIES, identities, row_of
+from harness.summary import table
 
 SPREAD = (1.0, 1.004, 0.997)
 OTHER_GPU = {"gpu_name": "Other GPU"}
@@ -107,6 +110,14 @@ def test_scaling_efficiency_is_not_told_of_different_hardware(compared):
     text, _ = compared(A, launches("b", 360.0, asked={"gpus": 2}, machine=OTHER_GPU))
     assert "scaling efficiency" not in text
     assert "images/s a rank" in text
+
+
+def test_scaling_efficiency_is_told_of_the_equal_batch_a_rank(compared):
+    a = [*A, *launches("a64", 300.0, asked={"images_per_gpu": 64})]
+    text, _ = compared(a, launches("b", 360.0, asked={"gpus": 2}))
+    assert " 90.0 |" in text
+    text, _ = compared(A, launches("b", 360.0, asked={"gpus": 2, "images_per_gpu": 64}))
+    assert "scaling efficiency" not in text
 
 
 def test_another_task_is_refused_with_its_fields(compared):
@@ -239,8 +250,9 @@ def test_equal_batch_is_compared_first_and_best_batch_on_request(compared):
     plain, _ = compared(a, b)
     assert "1.100" in plain
     assert "1.500" not in plain
-    best, status = compared(a, b, best_batch=True)
+    best, status = compared(a, b, best_batch=True, fail_below=1.05)
     assert status == 0
+    assert compared(a, b, fail_below=1.05)[1] == 3
     assert best.index("Equal batch") < best.index("best batch")
     assert "64 -> 128" in best
     assert "1.500" in best
@@ -299,6 +311,7 @@ def test_fail_below_does_not_pass_what_it_could_not_judge(compared):
     other_shape = launches("two", 400.0, asked={"gpus": 2})
     other_task = launches("half", 400.0, asked={"precision": "bf16"})
     failed = [row_of(record_of(trial_of(failure="lost"), run_id="lost", asked={"compile": "off"}))]
+    assert compared(A, [*launches("b", 200.0), *other_shape], fail_below=0.9, best_batch=True)[1] == 3
     for extra in (other_shape, other_task):
         assert compared(A, [*launches("b", 200.0), *extra], fail_below=0.9)[1] == 3
     assert compared(A, [*launches("b", 200.0), *failed], fail_below=0.9)[1] == 3

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from literals import TEN_CLASSES, rank_of, trial_of, window_of
 
 from harness import metrics, results
-from harness.metrics import METRICS, Alone, Evaluation, Trial, Window
+from harness.metrics import METRICS
+from harness.trial import Alone, Evaluation, Trial, Window, from_json
 
 # Two GPUs, four timed steps each of 32 images. The first rank starts at 10 s, the last ends at 10.5 s: 256 images in
 # half a second. The slower rank's steps are the job's: 100, 110, 120, 150 ms.
@@ -96,11 +97,11 @@ def test_every_metric_is_exact_on_a_trial_of_two_ranks(name):
 
 @pytest.mark.parametrize("name", [name for name in METRICS if name not in ("status", "status_reason")])
 def test_what_a_trial_without_ranks_cannot_tell_is_unknown_rather_than_zero(name):
-    assert METRICS[name](Trial(10, 2048, False, (), failure="no device")) is None
+    assert METRICS[name](Trial(10, 2048, 1, False, False, (), failure="no device")) is None
 
 
 def test_a_failed_launch_says_why():
-    trial = Trial(10, 2048, False, (), failure="no device")
+    trial = Trial(10, 2048, 1, False, False, (), failure="no device")
     assert metrics.status_and_reason(trial) == ("failed", "no device")
 
 
@@ -176,7 +177,7 @@ def test_a_launch_in_which_a_rank_did_not_finish_its_windows_has_no_speed():
 
 
 def test_a_launch_without_a_timed_step_is_not_ok():
-    assert metrics.status(Trial(10, 2048, False, ())) != "ok"
+    assert metrics.status(Trial(10, 2048, 1, False, False, ())) != "ok"
     assert metrics.status(trial_of(rank_of(windows=(), indices_count=0))) != "ok"
 
 
@@ -307,10 +308,10 @@ def test_a_trial_comes_back_from_json_as_it_was(losses, first_batch_s, settled, 
     rank = rank_of(losses=tuple(losses), first_batch_s=first_batch_s, settled=settled, evaluations=())
     trial = trial_of(rank, failure=failure)
     kept = json.loads(json.dumps(results.strict(dataclasses.asdict(trial)), allow_nan=False))
-    assert repr(metrics.from_json(Trial, kept)) == repr(trial)
+    assert repr(from_json(Trial, kept)) == repr(trial)
 
 
 def test_an_observation_that_no_trial_has_is_refused():
     kept = {**dataclasses.asdict(trial_of()), "images_per_s": 1e9}
     with pytest.raises(ValueError, match="Trial has no images_per_s"):
-        metrics.from_json(Trial, kept)
+        from_json(Trial, kept)

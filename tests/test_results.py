@@ -16,25 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from literals import MACHINE, launch_of, rank_of, record_of, trial_of
 
-from harness import results
+from harness import rows
 from harness.config import AskedWrongly, RunConfig, names
-from harness.metrics import METRICS, Evaluation
-from harness.results import (
-    COLUMNS,
-    FIRST,
-    IDENTITIES,
-    TableError,
-    append,
-    cell,
-    check_table,
-    identities,
-    read_record,
-    read_table,
-    row_of,
-    run_folder,
-    table,
-    write_record,
-)
+from harness.metrics import METRICS
+from harness.results import TableError, append, check_table, read_record, read_table, run_folder, write_record
+from harness.rows import COLUMNS, FIRST, IDENTITIES, cell, identities, row_of
+from harness.summary import table
+from harness.trial import Evaluation
 
 ROW = row_of(record_of())
 
@@ -149,12 +137,12 @@ def test_an_identity_is_the_same_from_a_table_as_from_a_record(tmp_path):
 
 def test_a_field_added_later_enters_no_identity_where_it_is_what_older_rows_implied(monkeypatch):
     older, newer, other = ({**ROW, "block": cell} for cell in ("", "plain", "triton"))
-    monkeypatch.setitem(results.IMPLIED, "block", "plain")
-    results.digest_of.cache_clear()
-    results.digests_of.cache_clear()
+    monkeypatch.setitem(rows.IMPLIED, "block", "plain")
+    rows.digest_of.cache_clear()
+    rows.digests_of.cache_clear()
     ids = [identities(row)["setting_id"] for row in (older, newer, other)]
-    results.digest_of.cache_clear()
-    results.digests_of.cache_clear()
+    rows.digest_of.cache_clear()
+    rows.digests_of.cache_clear()
     assert ids[0] == ids[1] != ids[2]
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from literals import launch_of, rank_of, record_of, trial_of
 
-from harness import results
-from harness.results import COLUMNS, TableError, append, csv_text, read_table, row_of, run_folder, verify, write_record
+from harness import rows
+from harness.results import TableError, append, csv_text, read_table, run_folder, verify, write_record
+from harness.rows import COLUMNS, row_of
 
 
 @pytest.fixture
@@ -129,9 +130,9 @@ def test_a_run_id_cannot_lead_out_of_the_run_folders(table, run_id):
 def test_a_column_that_came_later_may_be_empty_in_older_rows_and_in_no_newer_one(table, monkeypatch):
     edit(table, "run-1", label="", data_wait_pct="")
     assert len(verify(table)) == 1
-    monkeypatch.setitem(results.SINCE, "data_wait_pct", 2)
+    monkeypatch.setitem(rows.SINCE, "data_wait_pct", 2)
     assert verify(table) == []
-    monkeypatch.setitem(results.SINCE, "data_wait_pct", 1)
+    monkeypatch.setitem(rows.SINCE, "data_wait_pct", 1)
     assert len(verify(table)) == 1
 
 
