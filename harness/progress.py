@@ -48,6 +48,10 @@ class Teller:
         self._phase, self._told_s = phase, time.perf_counter()
         self._file.write(json.dumps({"phase": phase, **numbers}) + "\n")
 
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
 
 def last_phase(path: Path) -> str:
     """The phase that a run's lines end in, for the sentence about a run that died."""

@@ -327,6 +327,7 @@ def main(run_folder: Path) -> int:
     if status != 1:
         seen.close_window()
     write_rank(run_folder, config, classes, rank, seen, ended, failure)
+    teller.close()
     if status:
         # Threads of a broken collective or decoder may never join: what matters is on the disk.
         sys.stdout.flush()

@@ -20,6 +20,9 @@ from torch import Tensor
 
 MAX_WIDTH = 16384
 
+# size, alpha, beta, k, columns
+Constants = tuple[int, float, float, float, int]
+
 
 class Launch(NamedTuple):
     """What a kernel's launch depends on besides its tensors."""
@@ -98,41 +101,30 @@ def backward_kernel(
     tl.store(result_ptr + offsets, result.to(result_ptr.dtype.element_ty), mask)
 
 
-Constants = tuple[int, float, float, float, int]
-
-
 def forward(x: Tensor, result: Tensor, *constants: *Constants) -> None:
     """Fill result with x normalised by constants (size, alpha, beta, k, columns).
 
     Both are float16, bfloat16 or float32 (N, C, H, W) on one GPU, and both channels-last or both contiguous.
     """
-    run(forward_kernel, (x, result), *constants)
+    run(forward_kernel, (x, result), constants)
 
 
 def backward(gradient: Tensor, x: Tensor, result: Tensor, *constants: *Constants) -> None:
     """Fill result with the loss's gradient by x, from its gradient by the normalised x; tensors as in `forward`."""
-    run(backward_kernel, (gradient, x, result), *constants)
+    run(backward_kernel, (gradient, x, result), constants)
 
 
-def run(
-    kernel: triton.JITFunction,
-    tensors: tuple[Tensor, ...],
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    columns: int,
-) -> None:
+def run(kernel: triton.JITFunction, tensors: tuple[Tensor, ...], constants: Constants) -> None:
     """Launch kernel on tensors of one shape and memory format, the last of which it fills."""
+    size, alpha, beta, k, columns = constants
     x = tensors[-1]
     if x.numel() == 0:
         return
     width = x.shape[1] // columns
-    channels_last = x.is_contiguous(memory_format=torch.channels_last)
-    launch = choose_launch(x.numel(), width)
     rows = x.numel() // width
+    launch = choose_launch(x.numel(), width)
     # Triton compiles an argument of 1 into the kernel as a constant: channels-last has no division left.
-    inner = 1 if channels_last else x.shape[2] * x.shape[3]
+    inner = 1 if x.is_contiguous(memory_format=torch.channels_last) else x.shape[2] * x.shape[3]
     with torch.cuda.device_of(x):
         kernel[(triton.cdiv(rows, launch.ROWS),)](
             *tensors, rows, inner, SIZE=size, ALPHA=alpha, BETA=beta, K=k, **launch._asdict()

@@ -114,7 +114,7 @@ def _weighted(draws: Draws, choices: tuple[tuple[tuple[int, int], int], ...]) ->
 
 def _planes(draws: Draws, how: Format, label: int) -> list[NDArray[np.uint8]]:
     """Brightness, blue and red difference of a picture, each (height, width) uint8."""
-    grain = 1 + draws.below(10) + draws.below(24) * (draws.below(3) == 0)
+    grain = 1 + draws.below(9) + draws.below(24) * (draws.below(3) == 0)
     base = [value + draws.below(17) - 8 for value in PALETTE[label]]
     luma = fractal(draws, how.height, how.width, 48, grain)
     luma += _stripes(draws, luma, label)

@@ -29,7 +29,9 @@ def make(tmp_path: Path) -> Make:
 
 
 def test_classes_and_files_are_sorted_by_name(make: Make) -> None:
-    root = make("root/train/zebra/1.JPEG root/train/ant/2.jpg root/train/ant/1.png root/val/ant/9.webp root/val/zebra/8.bmp")
+    root = make(
+        "root/train/zebra/1.JPEG root/train/ant/2.jpg root/train/ant/1.png root/val/ant/9.webp root/val/zebra/8.bmp"
+    )
     images = open_folder(root)
     assert images.classes == ("ant", "zebra")
     assert [Path(path).relative_to(root).as_posix() for path in images.train.files] == [
