@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness.config import RunConfig
-from pipelines import sources
+from pipelines import dataset, sources
 from pipelines.sources import ImageSet, Split
 
 SYNTHETIC_CLASSES = 1000
@@ -20,10 +20,7 @@ def open_images(config: RunConfig, progress: Callable[[int, int], None] | None =
         return synthetic(config.images_per_step)
     if config.data is not None:
         return sources.open_folder(config.data)
-    from pipelines import dataset
-
-    dataset.make_embedded_set(progress=progress)
-    return dataset.open_embedded_set()
+    return dataset.open_embedded_set(progress=progress)
 
 
 def synthetic(images: int) -> ImageSet:
