@@ -45,7 +45,7 @@ def local_response_norm(
 ) -> Tensor:
     """Normalise activations x (N, C, H, W) across channels by the formula above.
 
-    x is float16, bfloat16 or float32, on the CPU also float64; sums and powers are in float32 or wider. The result has
+    x is float16, bfloat16 or float32, on the CPU also float64, on CUDA of 1024 channels a column at most; sums and powers are in float32 or wider. The result has
     x's dtype, device and memory format (channels-last or contiguous; other strides are copied to contiguous).
     Differentiable once, in closed form; x alone is kept for the backward pass.
     Where an activation's square is infinite or NaN, the CPU's result is NaN in all of that column's channels.

@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_WIDTH = 16384
+# A longer row spans more than a program's warps can exchange in registers: its backward pass spills.
+MAX_WIDTH = 1024
 
 # size, alpha, beta, k, columns
 Constants = tuple[int, float, float, float, int]
@@ -43,9 +44,9 @@ def choose_launch(numel: int, width: int) -> Launch:
         raise ValueError(f"x has {width} channels in a column; on CUDA a column holds at most {MAX_WIDTH}")
     block = triton.next_power_of_2(width)
     # Sixteen elements a thread: two wide loads of bf16 in flight, and registers left for the neighbours.
-    rows, num_warps = max(1, 2048 // block), 4 if block <= 2048 else 8
+    rows = 2048 // block
     # Room is left for the places past the end that a last program computes and masks.
-    return Launch(width, block, rows, numel > 2**31 - 2**20, num_warps)
+    return Launch(width, block, rows, numel > 2**31 - 2**20, num_warps=4)
 
 
 @triton.jit

@@ -163,6 +163,9 @@ def prepared(request: Request, encoded: Any) -> Any:
 def decoder_arguments(request: Request) -> dict[str, Any]:
     """Device and options of either decoder. Orientation by EXIF is not applied, as in the sets' own labels."""
     arguments: dict[str, Any] = {"device": request.decode, "adjust_orientation": False}
+    if request.decode == "mixed":
+        # The CPU's decoder smooths chroma as it enlarges it; the GPU's must, or the same file is another picture there.
+        arguments["jpeg_fancy_upsampling"] = True
     if request.decode == "mixed" and request.hw_decoder_load is not None:
         arguments["hw_decoder_load"] = request.hw_decoder_load
     return arguments

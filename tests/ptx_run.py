@@ -522,7 +522,9 @@ class Block:
             where = [address[first + 8 * i + row] + 2 * place for row, place in zip(rows, places, strict=True)]
             if loads:
                 where = [np.where(mask, at, 0) for at in where]
-                halves = [self.shared[at].astype(np.uint32) | self.shared[at + 1].astype(np.uint32) << 8 for at in where]
+                halves = [
+                    self.shared[at].astype(np.uint32) | self.shared[at + 1].astype(np.uint32) << 8 for at in where
+                ]
                 self.put(name, halves[0] | halves[1] << 16, mask)
                 continue
             value = self.bits(name, 32)

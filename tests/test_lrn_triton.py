@@ -24,12 +24,12 @@ def test_in_the_interpreter_every_shape_dtype_and_layout_agrees_with_float64_and
     assert all(line.endswith(" right") for line in lines)
 
 
-@pytest.mark.parametrize("width", [1, 3, 48, 128, 2048, 5000, MAX_WIDTH])
+@pytest.mark.parametrize("width", [1, 3, 48, 128, 1000, MAX_WIDTH])
 def test_a_program_covers_whole_rows_in_powers_of_two(width: int) -> None:
     launch = choose_launch(10**6, width)
     assert launch.BLOCK // 2 < width <= launch.BLOCK
     assert launch.ROWS & (launch.ROWS - 1) == 0
-    assert launch.ROWS * launch.BLOCK >= 2048
+    assert launch.ROWS * launch.BLOCK == 2048
 
 
 def test_offsets_are_64_bits_wide_only_where_32_could_overflow() -> None:
@@ -39,5 +39,5 @@ def test_offsets_are_64_bits_wide_only_where_32_could_overflow() -> None:
 
 
 def test_a_column_too_wide_for_one_program_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"x has 16385 channels in a column; on CUDA a column holds at most 16384"):
+    with pytest.raises(ValueError, match=r"x has 1025 channels in a column; on CUDA a column holds at most 1024"):
         choose_launch(10**6, MAX_WIDTH + 1)
