@@ -137,6 +137,10 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
         raise AskedWrongly(f"{' and '.join(lengths)} were both asked and a run has one length: give one of them")
     if typed.get("pipeline") == "synthetic" and "data" in typed:
         raise AskedWrongly("--pipeline synthetic reads no images and --data was given: leave one of them out")
+    if typed.get("model") in models.OWN_INIT:
+        if "init" in typed:
+            raise AskedWrongly(f"--init was asked and {typed['model']} has its own initial weights: leave --init out")
+        typed["init"] = None
     asked = settings(typed.pop("recipe", "throughput" if gpus else "smoke"), typed)
     kind = "gpus" if gpus else "cpus"
     return [RunConfig(**asked, **({kind: number} if number else {})) for number in gpus or cpus or (None,)]
@@ -158,6 +162,9 @@ def run_run(arguments: argparse.Namespace) -> int:
     lacks = environment.what_compiling_lacks() if configs[0].compile == "on" else None
     if lacks:
         raise AskedWrongly(lacks)
+    needs_peer = configs[0].model in models.NEED_TORCHVISION or configs[0].pipeline == "torch"
+    if needs_peer and environment.version_of("torchvision") is None:
+        raise AskedWrongly("torchvision was asked for and is not installed: python -m pip install -e '.[peer]'")
     table = arguments.table or default_table(configs[0], environment.machine(max(c.gpus or 0 for c in configs), "."))
     results.check_table(table)
     if launch.inside_a_job():

@@ -11,9 +11,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "augment": "rrc",
         "precision": "fp32",
         "init": "code2012",
-        "learning_rate": 0.003,
+        "learning_rate": 0.001,
         "images_per_gpu": 32,
-        "steps": 40,
+        "steps": 30,
         "launches": 1,
     },
     "throughput": {

@@ -35,7 +35,7 @@ from pipelines.sources import ImageSet
 
 SETTLE_BLOCK_S = 0.5
 SETTLE_BLOCKS_MAX = 12
-SETTLE_MAX_S = 60.0
+SETTLE_MAX_S = 20.0
 SETTLED_SPREAD = 0.05
 ALONE_S = 3.0
 ALONE_STEPS_MIN = 3

@@ -86,7 +86,8 @@ def exact_fp32() -> None:
 def build_network(config: RunConfig, classes: int, rank: Rank) -> tuple[nn.Module, nn.Module]:
     """The network, compiled in place, and what wraps it for training: itself, or DDP over the ranks."""
     torch.manual_seed(config.seed)
-    network: nn.Module = models.create(config.model, num_classes=classes, init=config.init)
+    init = {"init": config.init} if config.init else {}
+    network: nn.Module = models.create(config.model, num_classes=classes, **init)
     network = network.to(rank.device).to(memory_format=torch.channels_last)
     if config.compile == "on":
         network.compile(fullgraph=True)

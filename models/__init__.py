@@ -16,6 +16,9 @@ MODELS = {
     "alexnet": "models.alexnet:alexnet",
     "alexnet-torchvision": "models.alexnet:alexnet_torchvision",
 }
+# Networks that bring their own initial weights, and those that need torchvision.
+OWN_INIT = ("alexnet-torchvision",)
+NEED_TORCHVISION = ("alexnet-torchvision",)
 
 
 def create(name: str, **arguments: object) -> nn.Module:

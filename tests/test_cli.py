@@ -58,6 +58,8 @@ BAD = {
     "two lengths at once": (["--steps", "3", "--epochs", "2"], ["--steps", "--epochs"]),
     "more GPUs than there are": (["--gpus", "2"], ["--gpus 2", "0 GPUs were found", "--cpus 2"]),
     "no such folder": (["--data", "nowhere"], ["nowhere", "does not exist"]),
+    "an init of a net that has its own": (["--model", "alexnet-torchvision", "--init", "paper"], ["--init"]),
+    "pictures for a pipeline that reads none": (["--pipeline", "synthetic", "--data", "."], ["synthetic", "--data"]),
     "an abbreviated flag": (["--step", "3"], ["--step"]),
     "a flag that does not exist": (["--batch", "3"], ["--batch"]),
 }
