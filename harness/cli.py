@@ -187,6 +187,7 @@ def run_groups(configs: list[RunConfig], table: Path, *, quiet: bool) -> int:
     for config in configs:
         with Display(quiet=quiet) as display:
             images = open_images(config, lambda done, of: display.show({"phase": "data", "share": done / of}))
+        launch.check_shape(config, len(images.train))
         if images.val is None and config.pipeline != "synthetic":
             say("no validation set: no class has an image to spare, so the error columns stay empty")
         if config.precision == "bf16" and not config.on_gpu and not launch.cpu_multiplies_bf16():

@@ -68,7 +68,7 @@ def compare(
 
 def about(side: Side, path: Path | str) -> str:
     ranked = sum(len(condition.rows) for condition in side.conditions)
-    return f"{side.name}: {path}, {len(side.rows)} rows, {ranked} ranked, conditions: {len(side.conditions)}"
+    return f"{side.name}: {path}, rows: {len(side.rows)}, ranked: {ranked}, conditions: {len(side.conditions)}"
 
 
 def listed(title: str, texts: Sequence[str]) -> list[str]:

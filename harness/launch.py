@@ -207,7 +207,9 @@ def collect(config: RunConfig, images: ImageSet, run_folder: Path, failure: str,
     left = [read_rank(run_folder, rank) for rank in range(config.ranks)]
     trials = [from_json(RankTrial, each["trial"]) for each in left if each["trial"] is not None]
     failure = failure or next((each["failure"] for each in left if each["failure"]), "")
-    if len(trials) < config.ranks and not failure and not stopped_by:
+    # The ranks beside one that ran out of memory are ended by the agent: its trial is the reason.
+    explained = failure or stopped_by or any(trial.out_of_memory for trial in trials)
+    if len(trials) < config.ranks and not explained:
         failure = f"only {len(trials)} of {config.ranks} ranks left a trial"
     return Trial(
         classes=len(images.classes),
@@ -218,6 +220,16 @@ def collect(config: RunConfig, images: ImageSet, run_folder: Path, failure: str,
         ranks=tuple(trials),
         failure=failure,
     )
+
+
+def check_shape(config: RunConfig, train_images: int) -> None:
+    """AskedWrongly where these ranks cannot do what was asked of them."""
+    if config.decode == "mixed" and not config.on_gpu:
+        raise AskedWrongly("--decode mixed was asked and the ranks are CPUs: ask for --decode cpu, or for --gpus")
+    if train_images < config.ranks:
+        raise AskedWrongly(
+            f"{config.ranks} ranks were asked and {train_images} training images were found: use fewer ranks"
+        )
 
 
 def check_gpus(asked: int | None, found: int) -> None:

@@ -13,7 +13,7 @@ from functools import cached_property
 from statistics import fmean, variance
 
 from harness.results import stale_identities
-from harness.rows import IDENTITIES, IMPLIED, digest_of, identities
+from harness.rows import IDENTITIES, IMPLIED, digest_of, identities, ranks_of
 from harness.summary import number
 
 # Two runs of the same thing, an hour apart, may differ by this much; assumed until a machine's own A against A says.
@@ -48,8 +48,7 @@ class Condition:
 
     @property
     def ranks(self) -> int:
-        asked = number(self.row["gpus"] or self.row["cpus"])
-        return int(asked) if asked and 1 <= asked < math.inf else 1
+        return ranks_of(self.row)
 
     @property
     def name(self) -> str:

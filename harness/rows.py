@@ -114,3 +114,9 @@ def row_of(record: dict[str, Any]) -> dict[str, str]:
     values = {**record, **record["asked"], **record["dataset"], **record["machine"], **told}
     row = {name: cell(values.get(name)) for name in COLUMNS}
     return {**row, **identities(row)}
+
+
+def ranks_of(row: dict[str, str]) -> int:
+    """How many ranks a row ran on, of whichever kind; a table of another hand may leave the other kind empty or 0."""
+    counts = [int(row[name]) for name in ("gpus", "cpus") if row[name].isdecimal()]
+    return max(counts, default=0) or 1

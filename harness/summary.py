@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from harness.results import read_table
-from harness.rows import FIRST, STATUSES
+from harness.rows import FIRST, STATUSES, ranks_of
 
 HEADINGS = {
     "gpu_name": "ran on",
@@ -44,8 +44,8 @@ def table(paths: Sequence[Path | str]) -> str:
 
 def as_read(row: dict[str, str]) -> dict[str, str]:
     """A row whose GPU columns tell of the CPU where it ran on none, and whose data always has a name."""
-    device, ranks = row["gpu_name"] or row["cpu_name"], row["gpus"] or row["cpus"]
-    return {**row, "gpu_name": device, "gpus": ranks, "data": row["data"] or row["dataset_id"]}
+    device = row["gpu_name"] or row["cpu_name"]
+    return {**row, "gpu_name": device, "gpus": str(ranks_of(row)), "data": row["data"] or row["dataset_id"]}
 
 
 def line_of(rows: Sequence[dict[str, str]]) -> dict[str, str]:
@@ -118,16 +118,18 @@ def figure(cell: str, unit: str = "", digits: int = 3) -> str:
     return f"{text} {unit}".strip()
 
 
-def ranks_of(row: dict[str, str]) -> int:
-    return int(row["gpus"] or 0) or int(row["cpus"] or 0) or 1
+def counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def where(row: dict[str, str]) -> str:
     if int(row["gpus"] or 0):
         return f"{row['gpus']} x {row['gpu_name'] or 'GPU of unknown name'}"
     count = ranks_of(row)
-    plural = "s" if count > 1 else ""
-    return f"{count} CPU rank{plural} x {row['torch_threads']} threads on {row['cpu_name'] or 'a CPU of unknown name'}"
+    ranks = counted(count, "CPU rank")
+    return (
+        f"{ranks} x {counted(int(row['torch_threads'] or 1), 'thread')} on {row['cpu_name'] or 'a CPU of unknown name'}"
+    )
 
 
 def speeds(row: dict[str, str]) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from literals import rank_of
 
-from harness import images, launch
+from harness import images, launch, metrics
 from harness.config import AskedWrongly, RunConfig
 
 SYNTHETIC = images.synthetic(8)
@@ -44,6 +46,16 @@ def test_too_few_gpus_are_refused_with_the_number_found(asked: int, found: int) 
         launch.check_gpus(asked, found)
 
 
+def test_a_gpu_decoder_for_cpu_ranks_is_refused() -> None:
+    with pytest.raises(AskedWrongly, match="--decode mixed .* --gpus"):
+        launch.check_shape(RunConfig(cpus=1, decode="mixed"), train_images=100)
+
+
+def test_more_ranks_than_images_are_refused() -> None:
+    with pytest.raises(AskedWrongly, match="3 ranks were asked and 2 training images were found"):
+        launch.check_shape(RunConfig(cpus=3), train_images=2)
+
+
 def rank_file(folder: Path, rank: int, failure: str = "", trial: dict | None = None) -> None:
     (folder / f"rank-{rank}.json").write_text(json.dumps({"failure": failure, "trial": trial}))
 
@@ -51,6 +63,12 @@ def rank_file(folder: Path, rank: int, failure: str = "", trial: dict | None = N
 def test_a_rank_that_left_nothing_makes_a_failed_trial(tmp_path: Path) -> None:
     trial = launch.collect(RunConfig(cpus=2), SYNTHETIC, tmp_path, failure="", stopped_by=0)
     assert trial.failure == "only 0 of 2 ranks left a trial"
+
+
+def test_a_rank_out_of_memory_is_told_as_that_though_the_agent_ended_the_others(tmp_path: Path) -> None:
+    rank_file(tmp_path, 1, trial=asdict(rank_of(1, windows=(), out_of_memory=True)))
+    trial = launch.collect(RunConfig(cpus=2), SYNTHETIC, tmp_path, failure="", stopped_by=0)
+    assert metrics.status_and_reason(trial) == ("oom", "out of GPU memory at 32 images a rank")
 
 
 def test_a_ranks_own_words_are_the_reason(tmp_path: Path) -> None:

@@ -399,7 +399,7 @@ def test_runs_that_differ_in_their_data_do_not_look_alike(tmp_path):
 def test_more_ranks_come_after_fewer_and_a_processor_is_named_where_there_is_no_gpu(tmp_path):
     on_cpu = {"gpu_name": None, "gpu_memory_gib": None}
     records = [
-        record_of(run_id=str(n), group_id=str(n), asked={"gpus": None, "cpus": n}, machine=on_cpu) for n in (10, 2, 1)
+        record_of(run_id=str(n), group_id=str(n), asked={"gpus": 0, "cpus": n}, machine=on_cpu) for n in (10, 2, 1)
     ]
     assert [(line["ran on"], line["ranks"]) for line in table_of(tmp_path, *records)] == [
         ("Example 9000", "1"), ("Example 9000", "2"), ("Example 9000", "10"),
