@@ -47,7 +47,7 @@ def test_too_few_gpus_are_refused_with_the_number_found(asked: int, found: int) 
 
 
 def test_a_gpu_decoder_for_cpu_ranks_is_refused() -> None:
-    with pytest.raises(AskedWrongly, match="--decode mixed .* --gpus"):
+    with pytest.raises(AskedWrongly, match=r"--decode mixed .* --gpus"):
         launch.check_shape(RunConfig(cpus=1, decode="mixed"), train_images=100)
 
 

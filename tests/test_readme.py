@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,24 @@ README = (ROOT / "README.md").read_text()
 TABLES = sorted((ROOT / "results").glob("*.csv"))
 
 
-def test_the_table_in_the_readme_is_what_the_table_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    assert TABLES, "the README's table comes from results/*.csv"
-    assert cli.main(["table", *map(str, TABLES)]) == 0
+def git(*words: str) -> str:
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> list[str]:
+    """The tables that git holds: whoever has run the harness here has rows of their own in results/ too."""
+    names = git("ls-files", ":(glob)results/*.csv").split()
+    assert names, "the README's table comes from results/*.csv"
+    for name in names:
+        (tmp_path / Path(name).name).write_text(git("show", f":{name}"))
+    return sorted(map(str, tmp_path.glob("*.csv")))
+
+
+def test_the_table_in_the_readme_is_what_the_table_command_prints(
+    published: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["table", *published]) == 0
     printed = capsys.readouterr().out.strip()
     shown = re.search(r"<!-- table -->\n(.*?)<!-- /table -->", README, re.S)
     assert shown is not None
