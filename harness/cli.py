@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import models
 import pipelines
-from harness.config import AskedWrongly, RunConfig
+from harness.config import AskedWrongly, RunConfig, real
 from harness.recipes import LENGTHS, RECIPES, settings
 from pipelines import DataError
 
@@ -63,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("a", metavar="A.csv", type=Path)
     compare.add_argument("b", metavar="B.csv", type=Path)
-    compare.add_argument("--fail-below", type=float, metavar="R", help="exit 1 where B/A is below this ratio")
+    compare.add_argument(
+        "--fail-below", type=real(0, above=True), metavar="R", help="exit 1 where B/A is below this ratio"
+    )
     compare.add_argument(
         "--across", action="append", default=[], metavar="FIELD", help="let this one task field differ"
     )
@@ -155,12 +157,13 @@ def default_table(config: RunConfig, machine: dict[str, Any]) -> Path:
 def run_run(arguments: argparse.Namespace) -> int:
     from harness import environment, launch, results
 
-    cores, gpus = environment.cpu_cores_usable(), len(environment.visible_gpus())
+    cores, gpus = environment.cpu_cores_usable(), environment.visible_gpus()
     configs = [launch.resolve(config, cores, gpus) for config in configs_of(arguments)]
     for config in configs:
         launch.check_gpus(config.gpus, gpus)
-    lacks = environment.what_compiling_lacks() if configs[0].compile == "on" else None
-    if lacks:
+    lacks = environment.what_compiling_lacks(on_gpu=configs[0].on_gpu)
+    # A GPU runs Triton's kernels, which are compiled, in eager mode too.
+    if lacks and (configs[0].compile == "on" or configs[0].on_gpu):
         raise AskedWrongly(lacks)
     needs_peer = configs[0].model in models.NEED_TORCHVISION or configs[0].pipeline == "torch"
     if needs_peer and environment.version_of("torchvision") is None:
@@ -168,7 +171,11 @@ def run_run(arguments: argparse.Namespace) -> int:
     table = arguments.table or default_table(configs[0], environment.machine(max(c.gpus or 0 for c in configs), "."))
     results.check_table(table)
     if launch.inside_a_job():
-        job, rank = launch.join(configs[0], table)
+        if len(configs) > 1 or getattr(arguments, "launches", 1) > 1:
+            raise AskedWrongly(
+                "inside torchrun's job one launch of one group runs: leave --launches and lists of ranks out"
+            )
+        job, rank = launch.join(configs[0].with_(launches=1), table)
         return finish(job, table, 0, quiet=arguments.quiet) if rank == 0 else 0
     return run_groups(configs, table, quiet=arguments.quiet)
 
@@ -183,15 +190,18 @@ def run_groups(configs: list[RunConfig], table: Path, *, quiet: bool) -> int:
         if not quiet:
             print(text, flush=True)
 
-    worst = 0
+    asked = []
     for config in configs:
         with Display(quiet=quiet) as display:
             images = open_images(config, lambda done, of: display.show({"phase": "data", "share": done / of}))
         launch.check_shape(config, len(images.train))
-        if images.val is None and config.pipeline != "synthetic":
-            say("no validation set: no class has an image to spare, so the error columns stay empty")
-        if config.precision == "bf16" and not config.on_gpu and not launch.cpu_multiplies_bf16():
-            say("this CPU has no bf16 instructions: bf16 will be far slower than fp32 here")
+        asked.append((config, images))
+    if images.val is None and configs[0].pipeline != "synthetic":
+        say("no validation set: no val/ folder, and no images to spare for one; the error columns stay empty")
+    if configs[0].precision == "bf16" and not configs[0].on_gpu and not launch.cpu_multiplies_bf16():
+        say("this CPU has no bf16 instructions: bf16 will be far slower than fp32 here")
+    worst = 0
+    for config, images in asked:
         say(launch.plan(config))
         group_id = launch.new_group_id()
         for number in range(1, config.launches + 1):
@@ -210,8 +220,12 @@ def run_launch(job: Launch, table: Path, *, quiet: bool) -> int:
     from harness.progress import Display
 
     job.write_asked()
-    with Display(quiet=quiet) as display:
-        failure, stopped_by = launch.run_ranks(job.config, job.folder, display)
+    try:
+        with Display(quiet=quiet) as display:
+            failure, stopped_by = launch.run_ranks(job.config, job.folder, display)
+    except BaseException:
+        job.discard()
+        raise
     return finish(job, table, stopped_by, failure=failure, quiet=quiet)
 
 

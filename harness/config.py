@@ -16,11 +16,11 @@ class AskedWrongly(Exception):
     """What a person asked cannot be done: one sentence of what was asked, what was found and what to do. Exit 2."""
 
 
-def whole(minimum: int) -> Callable[[str], int]:
+def whole(minimum: int, maximum: int = 10**12) -> Callable[[str], int]:
     def parse(text: str) -> int:
         number = int(text)
-        if number < minimum:
-            raise argparse.ArgumentTypeError(f"{text} is too small: give a whole number of at least {minimum}")
+        if not minimum <= number <= maximum:
+            raise argparse.ArgumentTypeError(f"{text} is out of range: give a whole number from {minimum} to {maximum}")
         return number
 
     parse.__name__ = "whole number"
@@ -57,7 +57,7 @@ class RunConfig:
     # fmt: off
     model: str = asked("task", "network, by name", "alexnet")
     augment: str = asked("task", "training augmentation: rrc, rrc+jitter or paper", "rrc")
-    precision: str = asked("task", "fp32 (TF32 off), bf16 or fp16 autocast", "fp32", choices=("fp32", "bf16", "fp16"))
+    precision: str = asked("task", "fp32 (TF32 off) or bf16 autocast", "fp32", choices=("fp32", "bf16"))
     image_size: int = asked("task", "side of the square input, pixels", 224, parse=whole(1), choices=(224,))
     optimiser: str = asked("task", "the paper's SGD with momentum", "sgd", choices=("sgd",))
     learning_rate: float = asked("task", "constant learning rate", 0.01, parse=real(0, above=True))
@@ -85,7 +85,7 @@ class RunConfig:
     timed_seconds: float | None = asked("bookkeeping", "length: seconds of timed steps once settled", None, parse=real(0, above=True))
     epochs: float | None = asked("bookkeeping", "length: passes over the training images", None, parse=real(0, above=True))
     launches: int = asked("bookkeeping", "fresh processes, a row each; three or more give an interval", 1, parse=whole(1))
-    seed: int = asked("bookkeeping", "seed of weights, order and augmentation", 1, parse=whole(0))
+    seed: int = asked("bookkeeping", "seed of weights, order and augmentation", 1, parse=whole(0, 2**62))
     evaluate_every: int | None = asked("bookkeeping", "also evaluate after every this many images", None, parse=whole(1))
     label: str = asked("bookkeeping", "your name for this box or experiment", "")
     recipe: str = asked("bookkeeping", "named settings that a typed flag beats", "smoke")

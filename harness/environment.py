@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -155,20 +155,25 @@ def host() -> dict[str, Any]:
     }
 
 
-def what_compiling_lacks() -> str | None:
-    """One sentence with the line that brings what torch.compile needs here; None when nothing is missing."""
+def what_compiling_lacks(on_gpu: bool = False) -> str | None:
+    """One sentence with the line that brings what Inductor (and Triton, on a GPU) needs here; None if nothing is missing."""
     compiler = os.environ.get("CXX", "g++").split()[0]
     lacks, packages = [], []
     if shutil.which(compiler) is None:
         lacks.append(f"the C++ compiler {compiler}")
         packages.append("g++")
+    c_compilers = (os.environ["CC"].split()[0],) if os.environ.get("CC") else ("gcc", "clang", "cc")
+    if on_gpu and not any(map(shutil.which, c_compilers)):
+        lacks.append(f"a C compiler ({', '.join(c_compilers)})")
+        packages.append("gcc")
     include = Path(sysconfig.get_path("include"))
     if not (include / "Python.h").is_file():
         lacks.append(f"Python's headers (no Python.h in {include})")
         packages.append(f"python{sysconfig.get_python_version()}-dev")
     if not lacks:
         return None
-    return f"torch.compile needs {' and '.join(lacks)}: `apt-get install {' '.join(packages)}`, or add --compile off"
+    line = f"torch.compile needs {' and '.join(lacks)}: `apt-get install {' '.join(packages)}`"
+    return line if on_gpu else f"{line}, or add --compile off"
 
 
 # --- the GPUs -----------------------------------------------------------------------------------------------------
@@ -190,25 +195,37 @@ def nvml() -> Iterator[Any]:
         pynvml.nvmlShutdown()
 
 
-def visible(count: int, selection: str | None) -> list[int | str]:
-    """What CUDA_VISIBLE_DEVICES leaves of `count` GPUs, as indices or UUIDs, in its order: it ends at the first bad entry."""
+def visible(uuids: Sequence[str], selection: str | None) -> list[int]:
+    """Which of the GPUs with these UUIDs CUDA_VISIBLE_DEVICES leaves, in its order: it ends at the first bad entry.
+
+    An entry is a number, or the beginning of a UUID that begins no other.
+    """
     if selection is None:
-        return list(range(count))
-    chosen: list[int | str] = []
+        return list(range(len(uuids)))
+    chosen: list[int] = []
     for entry in filter(None, (part.strip() for part in selection.split(","))):
-        if entry.isdigit() and int(entry) < count:
-            chosen.append(int(entry))
-        elif entry.startswith(("GPU-", "MIG-")):
-            chosen.append(entry)
+        if entry.isdigit():
+            named = [int(entry)] if int(entry) < len(uuids) else []
         else:
+            named = [gpu for gpu, uuid in enumerate(uuids) if uuid.startswith(entry)]
+        if len(named) != 1:
             break
+        chosen += named
     return chosen
 
 
-def visible_gpus() -> list[int | str]:
+def visible_handles(library: Any) -> list[Any]:
+    """NVML's handles of the GPUs that CUDA will show; none where the driver does not answer."""
+    with contextlib.suppress(library.NVMLError):
+        handles = [library.nvmlDeviceGetHandleByIndex(gpu) for gpu in range(library.nvmlDeviceGetCount())]
+        uuids = [library.nvmlDeviceGetUUID(handle) for handle in handles]
+        return [handles[gpu] for gpu in visible(uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))]
+    return []
+
+
+def visible_gpus() -> int:
     with nvml() as library:
-        count = library.nvmlDeviceGetCount() if library else 0
-        return visible(count, os.environ.get("CUDA_VISIBLE_DEVICES")) if count else []
+        return len(visible_handles(library)) if library else 0
 
 
 def gpu_columns(gpus: int) -> dict[str, Any]:
@@ -216,13 +233,9 @@ def gpu_columns(gpus: int) -> dict[str, Any]:
     with nvml() as library:
         if not gpus or library is None:
             return {}
-        chosen = visible(library.nvmlDeviceGetCount(), os.environ.get("CUDA_VISIBLE_DEVICES"))[:gpus]
-        handles = [
-            library.nvmlDeviceGetHandleByIndex(gpu) if isinstance(gpu, int) else library.nvmlDeviceGetHandleByUUID(gpu)
-            for gpu in chosen
-        ]
+        handles = visible_handles(library)[:gpus]
 
-        def each(ask: Any) -> list[Any]:
+        def each(ask: Callable[[Any], Any]) -> list[Any]:
             answers = []
             for handle in handles:
                 with contextlib.suppress(library.NVMLError):
@@ -231,6 +244,10 @@ def gpu_columns(gpus: int) -> dict[str, Any]:
 
         def same(answers: list[Any]) -> Any:
             return "+".join(map(str, answers)) if len(set(answers)) > 1 else (answers[0] if answers else None)
+
+        def pcie(handle: Any) -> str:
+            generation = library.nvmlDeviceGetMaxPcieLinkGeneration(handle)
+            return f"{generation}x{library.nvmlDeviceGetMaxPcieLinkWidth(handle)}"
 
         return {
             "gpu_name": same(each(library.nvmlDeviceGetName)),
@@ -241,14 +258,8 @@ def gpu_columns(gpus: int) -> dict[str, Any]:
                 each(lambda h: library.nvmlDeviceGetPowerManagementDefaultLimit(h) / 1000)
             ),
             "gpu_max_sm_clock_mhz": same(each(lambda h: library.nvmlDeviceGetMaxClockInfo(h, library.NVML_CLOCK_SM))),
-            "pcie_gen_width": same(
-                each(
-                    lambda h: (
-                        f"{library.nvmlDeviceGetMaxPcieLinkGeneration(h)}x{library.nvmlDeviceGetMaxPcieLinkWidth(h)}"
-                    )
-                )
-            ),
-            "driver_version": library.nvmlSystemGetDriverVersion(),
+            "pcie_gen_width": same(each(pcie)),
+            "driver_version": same(each(lambda _: library.nvmlSystemGetDriverVersion())),
         }
 
 

@@ -24,8 +24,13 @@ from harness.trial import RankTrial, Trial, from_json
 from pipelines.sources import ImageSet
 
 PORT_TRIES = 3
-# A rank that is asked to stop writes what it has; one stuck in native code is not waited for any longer.
-SHUTDOWN_S = 15
+# A rank that is asked to stop ends its step and writes what it has; one stuck for longer is killed.
+SHUTDOWN_S = 60
+
+
+# NVML numbers GPUs by their bus and CUDA by their speed: without this a row may name a card that did not run.
+GPU_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def resolve(config: RunConfig, cores: int, gpus: int) -> RunConfig:
@@ -34,7 +39,7 @@ def resolve(config: RunConfig, cores: int, gpus: int) -> RunConfig:
         config = config.with_(gpus=1, cpus=0) if gpus else config.with_(gpus=0, cpus=1)
     config = config.with_(gpus=config.gpus or 0, cpus=config.cpus or 0)
     threads = max(1, cores // config.ranks)
-    decode = config.decode or ("mixed" if config.on_gpu else "cpu")
+    decode = config.decode or ("mixed" if config.on_gpu and config.pipeline == "dali" else "cpu")
     automatic: dict[str, Any] = {
         "compile": "on",
         "block": "plain",
@@ -76,7 +81,7 @@ class Launch:
         (self.folder / "asked.json").write_text(json.dumps(asked))
 
     def record(self, failure: str = "", stopped_by: int = 0) -> dict[str, Any]:
-        """Everything a row is told from, `results.row_of` says how."""
+        """Everything a row is told from, `rows.row_of` says how."""
         images = self.images
         return {
             "schema_version": SCHEMA_VERSION,
@@ -143,6 +148,8 @@ def run_agent(config: RunConfig, run_folder: Path, attempt: int) -> tuple[str, i
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
         shutdown_timeout=SHUTDOWN_S,
     )
+    # The agent puts in handlers of its own and leaves them.
+    handlers = {number: signal.getsignal(number) for number in AGENT_SIGNALS}
     try:
         with rank_environment(config):
             elastic_launch(job, sys.executable)("-m", "harness.train", str(run_folder))
@@ -151,7 +158,10 @@ def run_agent(config: RunConfig, run_folder: Path, attempt: int) -> tuple[str, i
     except ChildFailedError as error:
         return why_ranks_failed(error.failures, run_folder), 0
     except (RuntimeError, OSError) as error:
-        return f"the ranks could not be started: {str(error).splitlines()[0]}", 0
+        return f"the ranks could not be started: {(str(error) or type(error).__name__).splitlines()[0]}", 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return "", 0
 
 
@@ -164,6 +174,7 @@ def rank_environment(config: RunConfig) -> Iterator[None]:
         # -m looks in the current folder first, where another `models` may lie: the ranks must find ours.
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "PYTHONSAFEPATH": "1",
+        **GPU_ORDER,
     }
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
@@ -244,10 +255,6 @@ def cpu_multiplies_bf16() -> bool:
     return bool({"amx_bf16", "avx512_bf16", "bf16"} & environment.cpu_flags())
 
 
-def timed_anything(record: dict[str, Any]) -> bool:
-    return any(rank["windows"] for rank in record["trial"]["ranks"])
-
-
 def plan(config: RunConfig) -> str:
     """What is about to run, and the minutes it may take."""
     ranks = (
@@ -284,8 +291,11 @@ def join(config: RunConfig, table: Path) -> tuple[Launch, int]:
     if config.ranks != world:
         kind = "--gpus" if config.on_gpu else "--cpus"
         raise AskedWrongly(f"torchrun started {world} ranks and {kind} asks for {config.ranks}: give {kind} {world}")
+    images = open_images(config)
+    check_shape(config, len(images.train))
+    os.environ.update(GPU_ORDER)
     train.meet(config)
-    shared: list[Any] = [Launch.new(config, open_images(config), table, new_group_id(), 1)]
+    shared: list[Any] = [Launch.new(config, images, table, new_group_id(), 1)]
     dist.broadcast_object_list(shared, src=0)
     job: Launch = shared[0]
     if dist.get_rank() == 0:

@@ -40,27 +40,41 @@ def synchronise(device: torch.device) -> None:
 
 
 class Laps:
-    """Moments on the clock that does the work: CUDA events on the current stream, or the host's clock for a CPU."""
+    """Moments on the clock that does the work: CUDA events on the current stream, or the host's clock for a CPU.
+
+    The host runs ahead of a GPU, so only the GPU's own clock can tell for how long it had no batch.
+    """
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
-        self._marks: list[Any] = []
+        self._ends: list[Any] = []
+        self._arrivals: list[Any] = []
 
-    def mark(self) -> None:
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def end_step(self) -> None:
+        """A step ends here, and the next begins; the first call begins the first."""
+        self._ends.append(self._now())
+
+    def batch_arrived(self) -> None:
+        self._arrivals.append(self._now())
+
+    def _between(self, start: Any, stop: Any) -> float:
+        return float(start.elapsed_time(stop) if self._cuda else 1000 * (stop - start))
 
     def step_ms(self) -> tuple[float, ...]:
-        """Milliseconds between the marks; waits for the last one."""
-        if not self._cuda:
-            return tuple(1000 * (stop - start) for start, stop in pairwise(self._marks))
-        if self._marks:
-            self._marks[-1].synchronize()
-        return tuple(start.elapsed_time(stop) for start, stop in pairwise(self._marks))
+        """Milliseconds of every step that ended; the device must have been synchronised."""
+        return tuple(self._between(start, stop) for start, stop in pairwise(self._ends))
+
+    def wait_ms(self) -> tuple[float, ...]:
+        """Milliseconds of every step that ended from its beginning to its batch."""
+        begun = self._ends[:-1]
+        return tuple(self._between(start, stop) for start, stop in zip(begun, self._arrivals, strict=False))
 
 
 class NewestLoss:
@@ -127,24 +141,22 @@ class TimedWindow:
     def __init__(self, workload: Workload, recording: Recording):
         self._workload, self._recording = workload, recording
         self._laps = Laps(workload.device)
-        self._wait_s: list[float] = []
         self._start_s = self._stop_s = 0.0
 
     def run(self, steps: int, after_step: Callable[[int, Tensor], bool]) -> None:
         """Take `steps` steps, or fewer once `after_step(steps done, newest loss)` says to stop."""
         batches, step, keep = self._workload.batches, self._workload.step, self._recording.keep
-        mark, clock = self._laps.mark, time.perf_counter
+        laps, clock = self._laps, time.perf_counter
         synchronise(self._workload.device)
         self._start_s = clock()
-        mark()
+        laps.end_step()
         try:
             for done in range(1, steps + 1):
-                asked_s = clock()
                 batch = next(batches)
-                self._wait_s.append(clock() - asked_s)
+                laps.batch_arrived()
                 loss, correct = step(batch)
                 keep(batch, loss, correct, count_indices=True)
-                mark()
+                laps.end_step()
                 if after_step(done, loss):
                     break
         finally:
@@ -152,8 +164,7 @@ class TimedWindow:
             self._stop_s = clock()
 
     def told(self) -> Window:
-        step_ms = self._laps.step_ms()
-        return Window(self._start_s, self._stop_s, step_ms, tuple(1000 * wait for wait in self._wait_s[: len(step_ms)]))
+        return Window(self._start_s, self._stop_s, self._laps.step_ms(), self._laps.wait_ms())
 
 
 def untimed_steps(workload: Workload, recording: Recording, steps: int) -> float:

@@ -69,12 +69,15 @@ def images_counted(trial: Trial) -> int | None:
     return sum({rank.indices_digest: rank.indices_count for rank in trial.ranks}.values())
 
 
-def timed_s(trial: Trial) -> float | None:
-    """Seconds from the first rank's start to the last rank's end, summed over the windows that all ranks finished."""
+def timed_s(trial: Trial, windows: int | None = None) -> float | None:
+    """Seconds from the first rank's start to the last rank's end, summed over the windows, or over the first few.
+
+    None unless every rank has as many windows as the others.
+    """
     if len({len(rank.windows) for rank in trial.ranks}) != 1 or not trial.ranks[0].windows:
         return None
     seconds = 0.0
-    for window in zip(*(rank.windows for rank in trial.ranks), strict=True):
+    for window in zip(*(rank.windows[:windows] for rank in trial.ranks), strict=True):
         seconds += max(w.stop_s for w in window) - min(w.start_s for w in window)
     return seconds
 
@@ -164,7 +167,7 @@ def pct_of_model_alone(trial: Trial) -> float | None:
 
 
 def data_wait_pct(trial: Trial) -> float | None:
-    """Share of the windows' host time spent waiting for batches; the mean over ranks."""
+    """Share of the windows in which there was no batch to train on; the mean over ranks."""
     shares = [
         100 * sum(ms for w in rank.windows for ms in w.wait_ms) / 1000 / seconds
         for rank in trial.ranks
@@ -174,7 +177,7 @@ def data_wait_pct(trial: Trial) -> float | None:
 
 
 def bound_by(trial: Trial) -> str | None:
-    """input, communication or model (design: input if the wait for data is over 5 %); None where it was not measured."""
+    """input, communication or model (input where the wait for data is over 5 %); None where it was not measured."""
     wait, model, no_comm = data_wait_pct(trial), model_alone_images_per_s(trial), no_comm_images_per_s(trial)
     if wait is not None and wait > INPUT_BOUND_WAIT_PCT:
         return "input"
@@ -300,7 +303,7 @@ def val_top5_error_pct(trial: Trial) -> float | None:
 
 
 def doubts(trial: Trial) -> list[str]:
-    """Every reason not to believe this trial's speed (design 6.8); empty when it may be believed."""
+    """Every reason not to believe this trial's speed as far as one trial can tell; empty when it may be believed."""
     found = [] if images_per_s(trial) else ["no timed window was finished by every rank"]
     first = loss_first(trial)
     low, high = 0.5 * math.log(trial.classes), 3 * math.log(trial.classes)

@@ -9,13 +9,14 @@ import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from harness.config import AskedWrongly
-from harness.metrics import evaluation_points, images_a_step, job_losses
+from harness.metrics import evaluation_points, images_a_step, job_losses, timed_s
 from harness.rows import COLUMNS, SCHEMA_VERSION, SINCE, cell, identities, row_of, words
 from harness.trial import Trial, from_json
 
@@ -53,15 +54,17 @@ EPOCHS = words("step images_seen seconds joules loss top1_error_pct top5_error_p
 
 
 def error_curve(trial: Trial) -> list[list[str]]:
-    """A line an evaluation; `loss` is the training loss's mean since the one before."""
-    losses, before, lines = job_losses(trial), 0, []
+    """A line an evaluation: `seconds` of timed windows so far; `loss` is the training loss's mean since the line before."""
+    losses, before = job_losses(trial), 0
+    lines: list[list[str]] = []
     for point in evaluation_points(trial):
         since, before = losses[before : point.step], point.step
         errors = [
             100 * (1 - n / point.images) if point.images else None for n in (point.top1_correct, point.top5_correct)
         ]
         loss = fmean(since) if since else None
-        lines.append([cell(x) for x in (point.step, point.step * images_a_step(trial), None, None, loss, *errors)])
+        seconds = timed_s(trial, windows=len(lines) + 1)
+        lines.append([cell(x) for x in (point.step, point.step * images_a_step(trial), seconds, None, loss, *errors)])
     return lines
 
 
@@ -208,9 +211,8 @@ def refuse_what_is_not_ours(path: Path, header: Sequence[str], rows: Sequence[di
 def verify(table_path: Path | str) -> list[str]:
     """A sentence for everything in the table that its rows' records do not bear out; empty when they agree."""
     rows = read_table(table_path)
-    run_ids = [row["run_id"] for row in rows]
-    twice = sorted({run_id for run_id in run_ids if run_ids.count(run_id) > 1})
-    findings = [f"{run_id} is in the table {run_ids.count(run_id)} times" for run_id in twice]
+    counts = Counter(row["run_id"] for row in rows)
+    findings = [f"{run_id} is in the table {count} times" for run_id, count in sorted(counts.items()) if count > 1]
     for number, row in enumerate(rows, 1):
         findings += [
             f"row {number}, {row['run_id'] or 'without run_id'}: {text}" for text in row_findings(table_path, row)

@@ -5,6 +5,7 @@ What a rank saw is written to `rank-<index>.json` in the run folder however the 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import math
@@ -16,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +186,7 @@ def train_timed(
     workload, newest, done_before = built.workload, NewestLoss(built.workload.device), 0
     for steps in windows(total, config):
         window = TimedWindow(workload, seen.recording)
+        forget_peaks(workload.device)
         ranks.wait_for_all()
         begun_s = time.perf_counter()
 
@@ -200,6 +203,7 @@ def train_timed(
         signals.deferred = False
         if signals.asked is not None:
             raise Interrupted(signals.asked)
+        note_peaks(workload.device, seen)
         done_before += steps
         evaluate(built, seen, teller)
 
@@ -210,14 +214,19 @@ def evaluate(built: Built, seen: Seen, teller: Teller) -> None:
         seen.evaluations.append(Evaluation(len(seen.recording.losses), *built.evaluate()))
 
 
-def memory(device: torch.device) -> dict[str, int | None]:
-    """Peaks so far: torch's allocator on the device, and this process on the host."""
-    on_gpu = device.type == "cuda"
-    return {
-        "gpu_peak_allocated_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
-        "gpu_peak_reserved_bytes": torch.cuda.max_memory_reserved(device) if on_gpu else None,
-        "host_peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
+def forget_peaks(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def note_peaks(device: torch.device, seen: Seen) -> None:
+    """Keep the largest peaks of any window: of torch's allocator on the device, and of this process on the host."""
+    peaks = {"host_peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if device.type == "cuda":
+        peaks["gpu_peak_allocated_bytes"] = torch.cuda.max_memory_allocated(device)
+        peaks["gpu_peak_reserved_bytes"] = torch.cuda.max_memory_reserved(device)
+    for name, peak in peaks.items():
+        seen.facts[name] = max(peak, seen.facts.get(name, 0))
 
 
 def measure_alone(config: RunConfig, built: Built, seen: Seen, ranks: Ranks, teller: Teller, step_s: float) -> None:
@@ -233,16 +242,13 @@ def measure_alone(config: RunConfig, built: Built, seen: Seen, ranks: Ranks, tel
     for part in ("model", "no_comm") if ranks.count > 1 else ("model",):
         teller.tell(part)
         ranks.wait_for_all()
-        told = _tell_share(teller, part, steps)
-        if part == "no_comm":
-            with built.without_communication():
-                seen.alone[part] = ceilings.model_alone(workload, resident, steps, told)
-        else:
-            seen.alone[part] = ceilings.model_alone(workload, resident, steps, told)
+        silenced = built.without_communication() if part == "no_comm" else contextlib.nullcontext()
+        with silenced:
+            seen.alone[part] = ceilings.model_alone(workload, resident, steps, partial(tell_step, teller, part, steps))
 
 
-def _tell_share(teller: Teller, part: str, steps: int) -> Callable[[int], None]:
-    return lambda done: teller.tell(part, step=done, steps=steps)
+def tell_step(teller: Teller, part: str, steps: int, done: int) -> None:
+    teller.tell(part, step=done, steps=steps)
 
 
 def run(
@@ -258,14 +264,13 @@ def run(
         teller.tell("compile")
         first_step(built, seen)
         step_s = settle(built.workload, seen, ranks, teller)
-        if rank.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(rank.device)
         total = steps_to_time(config, step_s, len(built.train_split), seen.warmup_steps)
         train_timed(config, built, seen, ranks, teller, signals, total)
-        seen.facts.update(memory(rank.device))
         seen.facts["parameter_change_max"] = largest_changes(before, parameter_samples(built.network))
         if limits:
-            measure_alone(config, built, seen, ranks, teller, step_s)
+            # What was trained stands though a resident batch more may not fit. With more ranks the others would wait.
+            with contextlib.suppress(*((torch.cuda.OutOfMemoryError,) if rank.count == 1 else ())):
+                measure_alone(config, built, seen, ranks, teller, step_s)
         teller.tell("done")
     finally:
         built.close()
@@ -288,7 +293,7 @@ def rank_trial(config: RunConfig, classes: int, rank: Rank, seen: Seen, ended: d
     )
 
 
-def attempt(work: Callable[[], None], seen: Seen, signals: Signals) -> tuple[dict[str, Any], str, int]:
+def attempt(work: Callable[[], None], signals: Signals) -> tuple[dict[str, Any], str, int]:
     """Do the work; (what the trial must know of its end, the sentence for a person, exit status)."""
     try:
         work()
@@ -296,9 +301,9 @@ def attempt(work: Callable[[], None], seen: Seen, signals: Signals) -> tuple[dic
         return {"interrupted": True}, "", 128 + (signals.asked or signal.SIGTERM)
     except (AskedWrongly, DataError) as error:
         return {}, str(error), 1
-    except torch.cuda.OutOfMemoryError:
-        return {"out_of_memory": True}, "", 1
     except Exception as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower():
+            return {"out_of_memory": True}, "", 1
         if signals.asked is not None:
             # Another rank left in the middle of a collective because it was asked to stop, as this one was.
             return {"interrupted": True}, "", 128 + signals.asked
@@ -322,7 +327,7 @@ def main(run_folder: Path) -> int:
         meet(config)
         run(config, open_images(config), rank, seen, teller, signals, asked["limits"])
 
-    ended, failure, status = attempt(work, seen, signals)
+    ended, failure, status = attempt(work, signals)
     signals.deferred = True
     if status != 1:
         seen.close_window()

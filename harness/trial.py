@@ -11,8 +11,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 class Window:
     """One stretch of timed steps of one rank, with no evaluation in it.
 
-    `step_ms` is on the clock that did the work (CUDA events, or the CPU's), one a step; `wait_ms` is host time spent
-    waiting for each step's batch; `start_s` and `stop_s` are the host's monotonic clock, common to a node's ranks.
+    `step_ms` and `wait_ms` are on the clock that did the work (CUDA events, or the CPU's), one a step: the whole of it,
+    and its part before the batch was there. `start_s` and `stop_s` are the host's monotonic clock, common to a node's
+    ranks.
     """
 
     start_s: float

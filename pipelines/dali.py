@@ -97,6 +97,9 @@ class DaliBatches:
 
     def _explained(self, error: RuntimeError) -> Exception:
         self.close()
+        if any(sign in str(error).lower() for sign in ("out of memory", "bad_alloc", "cuda runtime api error")):
+            # No picture is to blame, and looking for one would take as long as the run has.
+            return error
         return bad_image(self.request, self.delivered, str(error)) or error
 
 

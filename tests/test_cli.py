@@ -45,6 +45,8 @@ BAD = {
     "an unknown recipe lists the right ones": (["--recipe", "fast"], ["smoke", "throughput"]),
     "an unknown augmentation lists the right ones": (["--augment", "mixup"], ["rrc", "rrc+jitter", "paper"]),
     "an unknown precision lists the right ones": (["--precision", "fp8"], ["fp32", "bf16"]),
+    "half precision, which no step here supports": (["--precision", "fp16"], ["fp32", "bf16"]),
+    "a seed too large": (["--seed", "99999999999999999999"], ["seed"]),
     "no images": (["--images-per-gpu", "0"], ["images-per-gpu", "0"]),
     "fewer than no images": (["--images-per-gpu", "-4"], ["images-per-gpu", "-4"]),
     "no steps": (["--steps", "0"], ["steps", "0"]),
@@ -79,6 +81,19 @@ def test_a_folder_without_classes_is_refused(here: Path, capsys: pytest.CaptureF
     (here / "flat").mkdir()
     (here / "flat" / "one.jpg").write_bytes(b"")
     assert "class folders" in refused(capsys, "run", "--data", "flat")
+    assert not (here / "results").exists()
+
+
+def test_a_gate_that_nothing_can_fail_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for limit in ("nan", "0", "-1"):
+        assert "fail-below" in refused(capsys, "compare", "a.csv", "b.csv", "--fail-below", limit)
+
+
+def test_every_group_is_looked_at_before_the_first_one_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat", "dog"):
+        (here / "pets" / name).mkdir(parents=True)
+        (here / "pets" / name / "one.jpg").write_bytes(b"x")
+    assert "64 ranks" in refused(capsys, "run", "--data", "pets", "--cpus", "1,64", "--quiet")
     assert not (here / "results").exists()
 
 

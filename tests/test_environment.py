@@ -73,6 +73,9 @@ def test_asking_for_more_gpus_than_the_driver_has_says_how_many_there_are(
     assert "--gpus 3 was asked and 2 GPUs were found: ask for --gpus 2, or try --cpus 3" in done.stderr
 
 
+FOUR = ("GPU-a1", "GPU-a2", "GPU-b3", "MIG-c4")
+
+
 @pytest.mark.parametrize(
     ("selection", "expected"),
     [
@@ -82,16 +85,19 @@ def test_asking_for_more_gpus_than_the_driver_has_says_how_many_there_are(
         ("1, 3", [1, 3]),
         ("0,9,1", [0]),
         ("-1", []),
-        ("GPU-ab,1", ["GPU-ab", 1]),
+        ("GPU-b,1", [2, 1]),
+        ("GPU-a,1", []),
+        ("GPU-zz", []),
+        ("0,MIG-c4", [0, 3]),
     ],
 )
-def test_visible_gpus_follow_cudas_rule(selection: str | None, expected: list[int | str]) -> None:
-    assert environment.visible(4, selection) == expected
+def test_visible_gpus_follow_cudas_rule(selection: str | None, expected: list[int]) -> None:
+    assert environment.visible(FOUR, selection) == expected
 
 
 def test_without_a_driver_there_are_no_gpus_and_no_columns(tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_bytes(b"not a library")
-    assert told(tmp_path, "[environment.visible_gpus(), environment.gpu_columns(1)]") == [[], {}]
+    assert told(tmp_path, "[environment.visible_gpus(), environment.gpu_columns(1)]") == [0, {}]
 
 
 def test_the_host_is_told_without_torch() -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("harness", "pipelines", "models")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-# Every arrow inside harness/ that the design draws; a file may import what stands to its right and nothing else of ours.
+# Every arrow inside harness/: a file may import what stands to its right and nothing else of ours.
 MAY_IMPORT = {
     "__init__": set(),
     "__main__": {"cli"},

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from literals import MACHINE, launch_of, rank_of, record_of, trial_of
+from literals import MACHINE, launch_of, rank_of, record_of, trial_of, window_of
 
 from harness import rows
 from harness.config import AskedWrongly, RunConfig, names
@@ -173,12 +173,13 @@ def test_a_run_folder_holds_the_record_the_row_and_the_error_curve_and_nothing_e
 
 def test_the_error_curve_has_a_line_an_evaluation_with_the_loss_between(tmp_path):
     points = (Evaluation(2, 100, 10, 40), Evaluation(5, 100, 30, 80))
-    trial = trial_of(rank_of(losses=(3.0, 2.0, 1.5, 1.0, 0.5), evaluations=points))
+    timed = (window_of(steps=2), window_of(steps=3, start_s=60.0))
+    trial = trial_of(rank_of(losses=(3.0, 2.0, 1.5, 1.0, 0.5), evaluations=points, windows=timed))
     write_record(tmp_path, record_of(trial))
     assert (tmp_path / "epochs.csv").read_text().splitlines() == [
         "step,images_seen,seconds,joules,loss,top1_error_pct,top5_error_pct",
-        "2,64,,,2.5,90,60",
-        "5,160,,,1,70,20",
+        "2,64,0.2,,2.5,90,60",
+        "5,160,0.5,,1,70,20",
     ]
 
 

@@ -124,7 +124,7 @@ def start(folder: Path, tmp_path: Path) -> Iterator[Callable[..., Started]]:
 def table(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of two runs: one rank twice launched, then two ranks."""
     table = tmp_path_factory.mktemp("runs") / "table.csv"
-    for words in (["--cpus", "1", "--launches", "2"], ["--cpus", "2", "--evaluate-every", "8"]):
+    for words in (["--cpus", "1", "--launches", "2"], ["--cpus", "2", "--evaluate-every", "8", "--compile", "on"]):
         done = finished(folder, table, "--steps", "3", *words)
         assert done.returncode == 0, done.stdout + done.stderr
     return table
@@ -203,7 +203,7 @@ def test_ctrl_c_in_the_timed_window_leaves_an_interrupted_row_and_no_process(sta
 
 
 def test_ctrl_c_before_the_timed_window_leaves_no_row_and_no_process(start: Callable[..., Started]) -> None:
-    run = start("--cpus", "1", "--steps", "100000")
+    run = start("--cpus", "1", "--steps", "100000", "--compile", "on")
     assert run.reaches("compile")
     run.process.send_signal(signal.SIGINT)
     status, output = run.ends_with()
