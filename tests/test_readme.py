@@ -24,7 +24,10 @@ def git(*words: str) -> str:
 @pytest.fixture
 def published(tmp_path: Path) -> list[str]:
     """The tables that git holds: whoever has run the harness here has rows of their own in results/ too."""
-    names = git("ls-files", ":(glob)results/*.csv").split()
+    try:
+        names = git("ls-files", ":(glob)results/*.csv").split()
+    except (OSError, subprocess.CalledProcessError):
+        return list(map(str, TABLES))  # no checkout: nobody has added rows to what was unpacked
     assert names, "the README's table comes from results/*.csv"
     for name in names:
         (tmp_path / Path(name).name).write_text(git("show", f":{name}"))
