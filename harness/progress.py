@@ -78,7 +78,8 @@ def sentence(event: dict[str, Any], in_phase_s: float) -> str:
     if event.get("loss") is not None:
         parts.append(f"loss {event['loss']:.3f}")
     done = event.get("share") or (step / steps if step and steps else 0)
-    if 0 < done < 1:
+    # Nothing can be said of the time left by the first moment of a phase.
+    if 0 < done < 1 and in_phase_s >= 1:
         parts.append(left(in_phase_s * (1 / done - 1)))
     elif not done:
         parts.append(f"{in_phase_s:.0f} s")
