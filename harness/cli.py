@@ -21,8 +21,6 @@ from pipelines import DataError
 if TYPE_CHECKING:
     from harness.launch import Launch
 
-# Worst first; a launch whose row has one of these does not count.
-DOES_NOT_COUNT = ("failed", "oom", "diverged", "invalid")
 CHOICES: dict[str, Sequence[Any]] = {
     "model": tuple(models.MODELS),
     "pipeline": tuple(pipelines.PIPELINES),
@@ -224,7 +222,9 @@ def run_launch(job: Launch, table: Path, *, quiet: bool) -> int:
         with Display(quiet=quiet) as display:
             failure, stopped_by = launch.run_ranks(job.config, job.folder, display)
     except BaseException:
-        job.discard()
+        # What a rank has already written down is not thrown away with an empty folder.
+        if not any(job.folder.glob("rank-*.json")):
+            job.discard()
         raise
     return finish(job, table, stopped_by, failure=failure, quiet=quiet)
 
@@ -248,7 +248,7 @@ def finish(job: Launch, table: Path, stopped_by: int, *, failure: str = "", quie
         print(f"{row['status']}: {row['status_reason']}", file=sys.stderr)
     if stopped_by:
         return 128 + stopped_by
-    return 1 if row["status"] in DOES_NOT_COUNT else 0
+    return 0 if row["status"] in rows.COUNTS else 1
 
 
 # --- the others ---------------------------------------------------------------------------------------------------

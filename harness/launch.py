@@ -26,8 +26,6 @@ from pipelines.sources import ImageSet
 PORT_TRIES = 3
 # A rank that is asked to stop ends its step and writes what it has; one stuck for longer is killed.
 SHUTDOWN_S = 60
-
-
 # NVML numbers GPUs by their bus and CUDA by their speed: without this a row may name a card that did not run.
 GPU_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)

@@ -6,7 +6,7 @@ from typing import Any
 
 RECIPES: dict[str, dict[str, Any]] = {
     # Learns visibly within three minutes on two CPU cores. fp32, since on a CPU without bf16 instructions
-    # bf16 is slower by two orders of magnitude, and what is computed must not depend on the machine.
+    # bf16 is far slower, and what is computed must not depend on the machine.
     "smoke": {
         "augment": "rrc",
         "precision": "fp32",

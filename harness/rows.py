@@ -19,6 +19,7 @@ from harness.trial import Trial, from_json
 
 SCHEMA_VERSION = 1
 STATUSES = ("failed", "interrupted", "oom", "diverged", "invalid", "throttled", "contaminated", "ok")
+COUNTS = ("throttled", "contaminated", "ok")  # with a warning unless ok
 CELL_CHARACTERS_MAX = 1000
 
 

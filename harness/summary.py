@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from harness.results import read_table
-from harness.rows import FIRST, STATUSES, ranks_of
+from harness.rows import COUNTS, FIRST, STATUSES, ranks_of
 
 HEADINGS = {
     "gpu_name": "ran on",
@@ -166,7 +166,7 @@ def next_step(row: dict[str, str]) -> str:
     """The most useful thing to try after this row."""
     if row["status"] == "oom":
         return f"--images-per-gpu {max(1, int(row['images_per_gpu']) // 2)}"
-    if row["status"] not in ("ok", "throttled", "contaminated"):
+    if row["status"] not in COUNTS:
         return "mend the reason above: this speed does not count"
     if row["bound_by"] == "input":
         return f"more input threads (--dali-threads, now {row['dali_threads']}), or --augment rrc in place of a costlier one"
