@@ -79,6 +79,11 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("tables", metavar="TABLE.csv", type=Path, nargs="+")
     table.set_defaults(call=run_table)
 
+    doctor = commands.add_parser("doctor", help="say what this machine has and lacks, and the lines that mend it")
+    doctor.add_argument("--certify", action="store_true", help="also run the code on its devices: two minutes")
+    doctor.add_argument("--data", metavar="FOLDER", help="pictures for --certify (default: the embedded set)")
+    doctor.set_defaults(call=run_doctor)
+
     data = commands.add_parser("data", help="make the embedded set")
     data.add_subparsers(dest="what", metavar="make", required=True, parser_class=Parser).add_parser(
         "make", help="write the embedded set to its cache, and say where it is"
@@ -137,7 +142,11 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
         raise AskedWrongly(f"{' and '.join(lengths)} were both asked and a run has one length: give one of them")
     if typed.get("pipeline") == "synthetic" and "data" in typed:
         raise AskedWrongly("--pipeline synthetic reads no images and --data was given: leave one of them out")
-    if typed.get("model") in models.OWN_INIT:
+    model = typed.get("model", RunConfig.model)
+    side = models.image_size(model)
+    if typed.setdefault("image_size", side) != side:
+        raise AskedWrongly(f"--image-size {typed['image_size']} was asked and {model} takes {side}: leave it out")
+    if model in models.OWN_INIT:
         if "init" in typed:
             raise AskedWrongly(f"--init was asked and {typed['model']} has its own initial weights: leave --init out")
         typed["init"] = None
@@ -152,13 +161,32 @@ def default_table(config: RunConfig, machine: dict[str, Any]) -> Path:
     return Path("results") / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".csv")
 
 
+def check_block(config: RunConfig, compiler: bool) -> None:
+    """AskedWrongly where the fused block was asked of a network or a machine that cannot have it."""
+    if config.block != "fused":
+        return
+    if not models.can_fuse(config.model):
+        raise AskedWrongly(
+            f"--block fused was asked and {config.model} has no ReLU, LRN and 3/2 max-pool in this order: leave --block out"
+        )
+    if not (config.on_gpu or compiler):
+        raise AskedWrongly(
+            "--block fused was asked and on a CPU it needs a C++ compiler: `apt-get install g++`, or --block plain"
+        )
+
+
 def run_run(arguments: argparse.Namespace) -> int:
     from harness import environment, launch, results
 
     cores, gpus = environment.cpu_cores_usable(), environment.visible_gpus()
-    configs = [launch.resolve(config, cores, gpus) for config in configs_of(arguments)]
+    compiler = environment.cpp_compiler().found is not None
+    configs = [
+        launch.resolve(config, cores, gpus, fusible=models.can_fuse(config.model), compiler=compiler)
+        for config in configs_of(arguments)
+    ]
     for config in configs:
         launch.check_gpus(config.gpus, gpus)
+        check_block(config, compiler)
     lacks = environment.what_compiling_lacks(on_gpu=configs[0].on_gpu)
     # A GPU runs Triton's kernels, which are compiled, in eager mode too.
     if lacks and (configs[0].compile == "on" or configs[0].on_gpu):
@@ -180,7 +208,7 @@ def run_run(arguments: argparse.Namespace) -> int:
 
 def run_groups(configs: list[RunConfig], table: Path, *, quiet: bool) -> int:
     """Every launch of every group in turn; the exit status of the worst."""
-    from harness import launch
+    from harness import environment, launch
     from harness.images import open_images
     from harness.progress import Display
 
@@ -198,6 +226,8 @@ def run_groups(configs: list[RunConfig], table: Path, *, quiet: bool) -> int:
         say("no validation set: no val/ folder, and no images to spare for one; the error columns stay empty")
     if configs[0].precision == "bf16" and not configs[0].on_gpu and not launch.cpu_multiplies_bf16():
         say("this CPU has no bf16 instructions: bf16 will be far slower than fp32 here")
+    if configs[0].block == "plain" and not configs[0].on_gpu and environment.cpp_compiler().found is None:
+        say("no C++ compiler: ReLU, LRN and max-pool run as separate operations (--block plain)")
     worst = 0
     for config, images in asked:
         say(launch.plan(config))
@@ -289,6 +319,20 @@ def run_table(arguments: argparse.Namespace) -> int:
 
     print(summary.table(arguments.tables))
     return 0
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    from harness import doctor
+
+    if arguments.data and not arguments.certify:
+        raise AskedWrongly("--data was given and doctor looks at pictures only with --certify: add it")
+    status = doctor.main()
+    if arguments.certify:
+        from harness import certify
+
+        print()
+        status = max(status, certify.main(arguments.data))
+    return status
 
 
 def run_data_make(arguments: argparse.Namespace) -> int:

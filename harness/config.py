@@ -58,7 +58,7 @@ class RunConfig:
     model: str = asked("task", "network, by name", "alexnet")
     augment: str = asked("task", "training augmentation: rrc, rrc+jitter or paper", "rrc")
     precision: str = asked("task", "fp32 (TF32 off) or bf16 autocast", "fp32", choices=("fp32", "bf16"))
-    image_size: int = asked("task", "side of the square input, pixels", 224, parse=whole(1), choices=(224,))
+    image_size: int = asked("task", "side of the square input, pixels; the network's own if left out", 224, parse=whole(1))
     optimiser: str = asked("task", "the paper's SGD with momentum", "sgd", choices=("sgd",))
     learning_rate: float = asked("task", "constant learning rate", 0.01, parse=real(0, above=True))
     momentum: float = asked("task", "momentum", 0.9, parse=real(0, maximum=1))
@@ -72,7 +72,7 @@ class RunConfig:
 
     pipeline: str = asked("setting", "where batches come from: dali, torch or synthetic", "dali")
     compile: str | None = asked("setting", "torch.compile the step", None, choices=("on", "off"))
-    block: str | None = asked("setting", "ReLU + LRN + max-pool as separate operations", None, choices=("plain",))
+    block: str | None = asked("setting", "ReLU, LRN and max-pool as one kernel or as separate operations", None, choices=("fused", "plain"))
     decode: str | None = asked("setting", "JPEG decoding: mixed (GPU) or cpu", None, choices=("mixed", "cpu"))
     dali_threads: int | None = asked("setting", "input threads (or loader workers) a rank", None, parse=whole(1))
     torch_threads: int | None = asked("setting", "torch's CPU threads a rank", None, parse=whole(1))

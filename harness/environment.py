@@ -10,11 +10,13 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 GIB = 2**30
+DALI = "nvidia-dali-cuda"  # and the CUDA that it is for, as in nvidia-dali-cuda120
 
 
 def version_of(*distributions: str) -> str | None:
@@ -43,6 +45,12 @@ def torch_cuda() -> str | None:
     return None
 
 
+def dali() -> tuple[str | None, str | None]:
+    """(the CUDA that the installed DALI was built for, its version): each CUDA has a distribution of its own."""
+    suffix, version = installed_like(DALI) or ("", None)
+    return (f"{suffix[:-1]}.{suffix[-1]}" if suffix else None), version
+
+
 def git_commit() -> str | None:
     """Commit of the checkout that this code runs from, `+` where its code was changed since; None outside one."""
     root = Path(__file__).parents[1]
@@ -61,12 +69,12 @@ def git_commit() -> str | None:
 
 
 def software() -> dict[str, Any]:
-    dali, cudnn, nccl = (installed_like(p) for p in ("nvidia-dali-cuda", "nvidia-cudnn-cu", "nvidia-nccl-cu"))
+    (dali_cuda, dali_version), (cudnn, nccl) = dali(), map(installed_like, ("nvidia-cudnn-cu", "nvidia-nccl-cu"))
     return {
         "torch": version_of("torch"),
         "torch_cuda": torch_cuda(),
-        "dali": dali[1] if dali else None,
-        "dali_cuda": f"{dali[0][:-1]}.{dali[0][-1]}" if dali else None,
+        "dali": dali_version,
+        "dali_cuda": dali_cuda,
         "triton": version_of("triton"),
         "cudnn": cudnn[1] if cudnn else None,
         "nccl": nccl[1] if nccl else None,
@@ -109,14 +117,20 @@ def cpu_flags() -> set[str]:
     return set()
 
 
-def ram_gib() -> int | None:
-    """Memory this process may use, whole GiB: kernels take a different few MiB at each start."""
+def machine_ram_gib() -> int | None:
+    """Memory of the machine, whole GiB: kernels take a different few MiB at each start."""
     with contextlib.suppress(ValueError, OSError, AttributeError):
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        with contextlib.suppress(OSError, ValueError):
-            total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-        return round(total / GIB)
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB)
     return None
+
+
+def ram_gib() -> int | None:
+    """Memory this process may use, whole GiB: the machine's, within the control group's limit."""
+    total = machine_ram_gib()
+    with contextlib.suppress(OSError, ValueError):
+        limit = round(int(Path("/sys/fs/cgroup/memory.max").read_text()) / GIB)
+        return limit if total is None else min(total, limit)
+    return total
 
 
 def container() -> str | None:
@@ -155,24 +169,42 @@ def host() -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Need:
+    """Something that compiling takes: its path or None, its name in a table and in a sentence, apt-get's package."""
+
+    found: str | None
+    label: str
+    name: str
+    package: str
+
+
+def cpp_compiler() -> Need:
+    """What Inductor and the CPU's fused block are compiled by."""
+    compiler = os.environ.get("CXX", "g++").split()[0]
+    return Need(shutil.which(compiler), "C++ compiler", f"the C++ compiler {compiler}", "g++")
+
+
+def compiling_needs(on_gpu: bool = False) -> list[Need]:
+    """What Inductor needs on this machine, and Triton too on a GPU."""
+    needs = [cpp_compiler()]
+    if on_gpu:
+        names = (os.environ["CC"].split()[0],) if os.environ.get("CC") else ("gcc", "clang", "cc")
+        found = next(filter(None, map(shutil.which, names)), None)
+        needs.append(Need(found, "C compiler", f"a C compiler ({', '.join(names)})", "gcc"))
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    missing = f"Python's headers (no Python.h in {header.parent})"
+    found = str(header) if header.is_file() else None
+    return [*needs, Need(found, "Python.h", missing, f"python{sysconfig.get_python_version()}-dev")]
+
+
 def what_compiling_lacks(on_gpu: bool = False) -> str | None:
     """One sentence with the line that brings what Inductor (and Triton, on a GPU) needs here; None if nothing is missing."""
-    compiler = os.environ.get("CXX", "g++").split()[0]
-    lacks, packages = [], []
-    if shutil.which(compiler) is None:
-        lacks.append(f"the C++ compiler {compiler}")
-        packages.append("g++")
-    c_compilers = (os.environ["CC"].split()[0],) if os.environ.get("CC") else ("gcc", "clang", "cc")
-    if on_gpu and not any(map(shutil.which, c_compilers)):
-        lacks.append(f"a C compiler ({', '.join(c_compilers)})")
-        packages.append("gcc")
-    include = Path(sysconfig.get_path("include"))
-    if not (include / "Python.h").is_file():
-        lacks.append(f"Python's headers (no Python.h in {include})")
-        packages.append(f"python{sysconfig.get_python_version()}-dev")
+    lacks = [need for need in compiling_needs(on_gpu) if need.found is None]
     if not lacks:
         return None
-    line = f"torch.compile needs {' and '.join(lacks)}: `apt-get install {' '.join(packages)}`"
+    names, packages = " and ".join(need.name for need in lacks), " ".join(need.package for need in lacks)
+    line = f"torch.compile needs {names}: `apt-get install {packages}`"
     return line if on_gpu else f"{line}, or add --compile off"
 
 
@@ -193,6 +225,28 @@ def nvml() -> Iterator[Any]:
         yield pynvml
     finally:
         pynvml.nvmlShutdown()
+
+
+def why_no_driver() -> str | None:
+    """NVML's own words where it cannot be asked; None where it can."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception as error:
+        return str(error)
+    pynvml.nvmlShutdown()
+    return None
+
+
+def nvidia_cards_on_bus() -> int:
+    """Display controllers and accelerators of NVIDIA's on the PCI bus, with a driver or without."""
+    cards = 0
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        with contextlib.suppress(OSError):
+            nvidia = (device / "vendor").read_text().strip() == "0x10de"
+            cards += nvidia and (device / "class").read_text().startswith("0x03")
+    return cards
 
 
 def visible(uuids: Sequence[str], selection: str | None) -> list[int]:
@@ -226,6 +280,47 @@ def visible_handles(library: Any) -> list[Any]:
 def visible_gpus() -> int:
     with nvml() as library:
         return len(visible_handles(library)) if library else 0
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    memory_gib: float
+    capability: tuple[int, int] | None  # CUDA's compute capability: (9, 0) is Hopper
+
+
+@dataclass(frozen=True)
+class Driver:
+    """NVIDIA's driver: its version, the newest CUDA it serves, the GPUs it has and those of them that CUDA will show."""
+
+    version: str
+    cuda: tuple[int, int]
+    gpus: int
+    visible: tuple[Gpu, ...]
+
+
+def driver() -> Driver | None:
+    """The driver of this machine; None where there is none or it does not answer."""
+    with nvml() as library:
+        if library is None:
+            return None
+
+        def gpu(handle: Any) -> Gpu:
+            capability = None
+            with contextlib.suppress(library.NVMLError):
+                capability = library.nvmlDeviceGetCudaComputeCapability(handle)
+            memory_gib = round(library.nvmlDeviceGetMemoryInfo(handle).total / GIB, 1)
+            return Gpu(library.nvmlDeviceGetName(handle), memory_gib, capability)
+
+        with contextlib.suppress(library.NVMLError):
+            served = library.nvmlSystemGetCudaDriverVersion()
+            return Driver(
+                version=library.nvmlSystemGetDriverVersion(),
+                cuda=(served // 1000, served % 1000 // 10),
+                gpus=library.nvmlDeviceGetCount(),
+                visible=tuple(map(gpu, visible_handles(library))),
+            )
+    return None
 
 
 def gpu_columns(gpus: int) -> dict[str, Any]:

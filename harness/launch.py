@@ -31,8 +31,11 @@ GPU_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
-def resolve(config: RunConfig, cores: int, gpus: int) -> RunConfig:
-    """Every "auto" as a number for this machine, of `cores` usable cores and `gpus` visible GPUs."""
+def resolve(config: RunConfig, cores: int, gpus: int, *, fusible: bool = True, compiler: bool = True) -> RunConfig:
+    """Every "auto" as a number for this machine, of `cores` usable cores and `gpus` visible GPUs.
+
+    `fusible`: the model has layers for the fused block; `compiler`: there is one for C++, which the block needs on a CPU.
+    """
     if config.gpus is None and config.cpus is None:
         config = config.with_(gpus=1, cpus=0) if gpus else config.with_(gpus=0, cpus=1)
     config = config.with_(gpus=config.gpus or 0, cpus=config.cpus or 0)
@@ -40,7 +43,7 @@ def resolve(config: RunConfig, cores: int, gpus: int) -> RunConfig:
     decode = config.decode or ("mixed" if config.on_gpu and config.pipeline == "dali" else "cpu")
     automatic: dict[str, Any] = {
         "compile": "on",
-        "block": "plain",
+        "block": "fused" if fusible and (config.on_gpu or compiler) else "plain",
         "decode": decode,
         # More than eight host threads a GPU do not speed the GPU's decoder up: it does the work.
         "dali_threads": min(threads, 8) if decode == "mixed" else threads,

@@ -113,6 +113,11 @@ def compile_s(trial: Trial) -> float | None:
     return max((r.compile_s for r in trial.ranks if r.compile_s is not None), default=None)
 
 
+def block_build_s(trial: Trial) -> float | None:
+    """Seconds until the slowest rank had the CPU's fused block compiled, or found it so; None where it uses none."""
+    return max((r.block_build_s for r in trial.ranks if r.block_build_s is not None), default=None)
+
+
 def first_batch_s(trial: Trial) -> float | None:
     return max((r.first_batch_s for r in trial.ranks if r.first_batch_s is not None), default=None)
 
@@ -373,7 +378,7 @@ METRICS: dict[str, Callable[[Trial], Any]] = {
     for metric in (
         status, status_reason, images_per_s, input_alone_images_per_s, model_alone_images_per_s, bound_by,
         pct_of_model_alone, step_ms_p50, step_ms_p95, step_ms_p99, timed_steps, timed_s, images_counted, settled,
-        warmup_steps, compile_s, first_batch_s, rank_skew_pct, no_comm_images_per_s, limit_images_per_s, pct_of_limit,
+        warmup_steps, compile_s, block_build_s, first_batch_s, rank_skew_pct, no_comm_images_per_s, limit_images_per_s, pct_of_limit,
         data_wait_pct, gpu_peak_allocated_gib, gpu_peak_reserved_gib, host_peak_rss_gib, epochs_done, images_seen,
         loss_first, loss_last, loss_at_100k_images, loss_at_1m_images, learning, train_top1_error_pct,
         val_top1_error_pct, val_top5_error_pct,

@@ -18,6 +18,7 @@ PLAIN_EVERY_S = 15.0
 PHASES = {
     "data": "making data",
     "start": "starting ranks",
+    "block": "building block",
     "compile": "compiling",
     "settle": "settling",
     "timed": "timed",

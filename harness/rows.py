@@ -42,7 +42,7 @@ MACHINE = words(
 )
 SEEN = words(
     "timed_steps timed_s images_counted within_launch_ci_low_images_per_s within_launch_ci_high_images_per_s step_ms_p95 "
-    "settled warmup_steps drift_pct_per_min compile_s first_batch_s rank_skew_pct "
+    "settled warmup_steps drift_pct_per_min compile_s block_build_s first_batch_s rank_skew_pct "
     "no_comm_images_per_s input_while_training_images_per_s limit_images_per_s pct_of_limit data_wait_pct exposed_comm_pct "
     "model_tflop_per_s gemm_peak_tflop_per_s mfu_pct copy_gb_per_s "
     "gpu_peak_allocated_gib gpu_peak_reserved_gib gpu_peak_other_gib host_peak_rss_gib memory_growth_mib_per_1000_steps "

@@ -31,7 +31,7 @@ from harness.images import open_images
 from harness.measure import Interrupted, NewestLoss, Recording, TimedWindow, Workload, synchronise, untimed_steps
 from harness.progress import Teller
 from harness.trial import Alone, Evaluation, RankTrial, Window
-from harness.workload import Built, Rank, build
+from harness.workload import Built, Rank, build, build_cpu_block
 from pipelines import DataError
 from pipelines.sources import ImageSet
 
@@ -259,6 +259,9 @@ def run(
     """Everything between the ranks' meeting and their parting."""
     ranks = Ranks(rank)
     teller.tell("start")
+    if config.block == "fused" and not config.on_gpu:
+        teller.tell("block")
+        seen.facts["block_build_s"] = build_cpu_block()
     built = build(config, images, rank)
     before = parameter_samples(built.network)
     seen.facts["shard_images"] = len(built.train_split) // rank.count

@@ -64,6 +64,7 @@ class RankTrial:
     alone: dict[str, Alone] = field(default_factory=dict)
     first_batch_s: float | None = None
     compile_s: float | None = None
+    block_build_s: float | None = None
     interrupted: bool = False
     out_of_memory: bool = False
     gpu_peak_allocated_bytes: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import models
+import models.block
 import pipelines
 from harness.config import RunConfig
 from harness.measure import Workload
@@ -53,10 +54,8 @@ def build(config: RunConfig, images: ImageSet, rank: Rank) -> Built:
     exact_fp32()
     network, wrapped = build_network(config, len(images.classes), rank)
     optimiser = torch.optim.SGD(
-        network.parameters(),
-        lr=config.learning_rate,
+        models.parameter_groups(network, config.learning_rate, config.weight_decay),
         momentum=config.momentum,
-        weight_decay=config.weight_decay,
         fused=True,
     )
     batches = create_batches(config, images.train, rank, training=True)
@@ -76,6 +75,13 @@ def build(config: RunConfig, images: ImageSet, rank: Rank) -> Built:
     )
 
 
+def build_cpu_block() -> float:
+    """Have the CPU's fused block compiled; seconds until it is there."""
+    start_s = time.perf_counter()
+    models.block.build()
+    return time.perf_counter() - start_s
+
+
 def exact_fp32() -> None:
     """fp32 means fp32: torch would use TF32 in cuDNN's convolutions."""
     torch.backends.cudnn.allow_tf32 = False
@@ -86,8 +92,8 @@ def exact_fp32() -> None:
 def build_network(config: RunConfig, classes: int, rank: Rank) -> tuple[nn.Module, nn.Module]:
     """The network, compiled in place, and what wraps it for training: itself, or DDP over the ranks."""
     torch.manual_seed(config.seed)
-    init = {"init": config.init} if config.init else {}
-    network: nn.Module = models.create(config.model, num_classes=classes, **init)
+    asked = {"block": config.block or "plain", **({"init": config.init} if config.init else {})}
+    network: nn.Module = models.create(config.model, num_classes=classes, **asked)
     network = network.to(rank.device).to(memory_format=torch.channels_last)
     if config.compile == "on":
         network.compile(fullgraph=True)
@@ -100,7 +106,6 @@ def build_network(config: RunConfig, classes: int, rank: Rank) -> tuple[nn.Modul
         device_ids=[rank.device.index] if rank.device.type == "cuda" else None,
         bucket_cap_mb=config.bucket_mib,
         gradient_as_bucket_view=True,
-        broadcast_buffers=False,
     )
 
 

@@ -26,6 +26,8 @@ DTYPES = {
     "cuda": (torch.float16, torch.bfloat16, torch.float32),
     "meta": (torch.float16, torch.bfloat16, torch.float32, torch.float64),
 }
+# How many channels a window may reach to each side: there, threads hold windows in registers.
+CUDA_REACH = 16
 
 
 def reference(
@@ -33,7 +35,7 @@ def reference(
 ) -> Tensor:
     """The formula above in plain torch, in x's dtype, for autograd to differentiate. x and the result: (N, C, H, W)."""
     half = size // 2
-    squares = x.square().unflatten(1, (columns, -1))
+    squares = x.square().unflatten(1, (columns, x.shape[1] // columns))
     width = squares.shape[2]
     padded = torch.nn.functional.pad(squares, (0, 0, 0, 0, half, half))
     total = torch.stack([padded[:, :, i : i + width] for i in range(size)]).sum(0)
@@ -45,8 +47,9 @@ def local_response_norm(
 ) -> Tensor:
     """Normalise activations x (N, C, H, W) across channels by the formula above.
 
-    x is float16, bfloat16 or float32, on the CPU also float64, on CUDA of 1024 channels a column at most; sums and powers are in float32 or wider. The result has
-    x's dtype, device and memory format (channels-last or contiguous; other strides are copied to contiguous).
+    x is float16, bfloat16 or float32, on the CPU also float64; sums and powers are in float32 or wider. The result has
+    x's dtype, device and memory format (channels-last or contiguous; other strides are copied to contiguous). On CUDA a
+    window reaches CUDA_REACH channels to each side at most.
     Differentiable once, in closed form; x alone is kept for the backward pass.
     Where an activation's square is infinite or NaN, the CPU's result is NaN in all of that column's channels.
     Raises ValueError for an argument that has no right answer.
@@ -69,10 +72,18 @@ def check(x: Tensor, size: int, alpha: float, beta: float, k: float, columns: in
         raise ValueError(f"x has dtype {x.dtype}; on {x.device.type} it must be one of {names}")
     if x.dim() != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}; it must have four dimensions: (N, C, H, W)")
+    for name, value in (("size", size), ("columns", columns)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}; it must be an integer")
+    for name, number in (("alpha", alpha), ("beta", beta), ("k", k)):
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            raise ValueError(f"{name} is {number!r}; it must be a number")
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size is {size}; it must be odd and positive, for the window has a middle")
     if columns < 1 or x.shape[1] % columns != 0:
         raise ValueError(f"columns is {columns}; it must be positive and divide x's {x.shape[1]} channels")
+    if x.device.type == "cuda" and min(size // 2, x.shape[1] // columns - 1) > CUDA_REACH:
+        raise ValueError(f"size is {size}; on CUDA it must be {2 * CUDA_REACH + 1} at most")
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha is {alpha}; it must be finite and not negative, or the power gives NaN")
     if not 0 <= beta < math.inf:
@@ -90,7 +101,8 @@ def memory_format(x: Tensor) -> torch.memory_format:
 def rows(x: Tensor, columns: int) -> Tensor:
     """x (N, C, H, W) in float32 or wider as (N * H * W * columns, C / columns): a view of channels-last float32."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return wide.permute(0, 2, 3, 1).reshape(-1, x.shape[1] // columns)
+    n, channels, height, width = x.shape
+    return wide.permute(0, 2, 3, 1).reshape(n * height * width * columns, channels // columns)
 
 
 def maps(values: Tensor, x: Tensor) -> Tensor:

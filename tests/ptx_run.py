@@ -3,7 +3,7 @@
 A Triton kernel's interpreter checks the source; this checks what the compiler made of it. Every lane of a block is a numpy lane;
 lanes that diverge are run lowest address first. Each global access is checked against the buffers given (out of bounds and misaligned raise,
 naming the instruction and the lane), shared memory likewise, with a check that no warp reads what another wrote since the last barrier.
-Counted: bytes issued, distinct bytes, 32-byte sectors a warp, by instruction.
+Counted: bytes issued, distinct bytes and 32-byte sectors a program, 32-byte sectors a warp, by instruction.
 
     from ptx_run import Buffer, run
     x, y = Buffer(array_of_bf16_bits), Buffer.empty(n, np.uint16)
@@ -30,18 +30,18 @@ class PtxFault(Exception):
 
 
 class Buffer:
-    """Global memory of a kernel: `array` (any dtype, 1-D), and which of its bytes were read and written."""
+    """Global memory of a kernel at address `base`: `array` (any dtype, 1-D), and which of its bytes were read and written."""
 
-    def __init__(self, array: np.ndarray):
+    def __init__(self, array: np.ndarray, base: int | None = None):
         self.array = np.ascontiguousarray(array).reshape(-1).copy()
         self.bytes = self.array.view(np.uint8)
         self.read = np.zeros(self.bytes.size, bool)
         self.written = np.zeros(self.bytes.size, bool)
-        self.base = 0
+        self.base = base
 
     @classmethod
-    def empty(cls, size: int, dtype) -> Buffer:
-        poison = cls(np.zeros(size, dtype))
+    def empty(cls, size: int, dtype, base: int | None = None) -> Buffer:
+        poison = cls(np.zeros(size, dtype), base)
         poison.bytes[:] = 0xCB
         return poison
 
@@ -54,6 +54,7 @@ class Counts:
     sectors: dict = field(default_factory=lambda: defaultdict(int))
     widths: dict = field(default_factory=lambda: defaultdict(int))
     distinct_bytes_a_program: dict = field(default_factory=lambda: defaultdict(int))
+    distinct_sectors_a_program: dict = field(default_factory=lambda: defaultdict(int))
     instructions: int = 0
     programs: int = 0
 
@@ -199,6 +200,8 @@ class Block:
         raise PtxFault(f"operand {name}")
 
     def get(self, name: str, kind: str) -> np.ndarray:
+        if kind == "pred" and not name.startswith("%"):
+            return np.full(self.threads, int(name) != 0)
         if kind == "pred":
             return self.registers.get(name, np.zeros(self.threads, bool))
         if kind == "bf16":
@@ -342,6 +345,7 @@ class Block:
             raise PtxFault("too many instructions: an endless loop?")
         for key, addresses in self.touched.items():
             self.counts.distinct_bytes_a_program[key] += len(addresses)
+            self.counts.distinct_sectors_a_program[key] += len({address // 32 for address in addresses})
 
     def execute(self, instruction: Instruction, mask: np.ndarray) -> None:
         op, args, put = instruction.op, instruction.operands, self.put
@@ -577,6 +581,12 @@ class Block:
 
     def compare(self, op, args, mask):
         kind, relation = op[-1], op[1]
+        if kind in ("bf16x2", "f16x2"):  # a predicate for each half
+            for name, shift in zip(args[0].split("|"), (0, 16), strict=True):
+                for i, arg in enumerate(args[1:3]):
+                    self.registers[f"%half{i}"] = (self.bits(arg, 32) >> np.uint32(shift)).astype(np.uint16)
+                self.compare([*op[:-1], kind.removesuffix("x2")], [name.strip(), "%half0", "%half1"], mask)
+            return
         a, b = self.get(args[1], kind), self.get(args[2], kind)
         unordered = np.isnan(a) | np.isnan(b) if kind in FLOATS else np.zeros(self.threads, bool)
         base = relation.removesuffix("u") if kind in FLOATS and relation not in ("num", "nan") else relation
@@ -613,11 +623,7 @@ class Block:
 
         if name == "not":
             return self.put(args[0], ~operand(args[1]), mask)
-        a = operand(args[1])
-        if kind == "pred" and args[2] in ("0", "-1", "1"):
-            b = np.full(self.threads, args[2] != "0")
-        else:
-            b = operand(args[2])
+        a, b = operand(args[1]), operand(args[2])
         return self.put(args[0], {"and": a & b, "or": a | b, "xor": a ^ b}[name], mask)
 
     def bitfield(self, name, kind, args, mask):
@@ -762,11 +768,14 @@ class Block:
 
 
 def run(ptx: str, grid: tuple[int, int, int], arguments: list, shared_bytes: int = 0, programs=None) -> Counts:
-    """Run every block of `grid` (or the block indices in `programs`); Buffers are changed in place."""
+    """Run every block of `grid` (or the block indices in `programs`); Buffers are changed in place.
+
+    A Buffer without a base is given one; arguments past the kernel's own are Buffers that it reaches by other pointers.
+    """
     parameters, instructions, labels, threads = parse(ptx)
     buffers = [argument for argument in arguments if isinstance(argument, Buffer)]
     for i, buffer in enumerate(buffers):
-        buffer.base = (i + 1) << 36
+        buffer.base = (i + 1) << 36 if buffer.base is None else buffer.base
     values = {}
     for i, parameter in enumerate(parameters):
         kind, name = parameter.split()

@@ -1,5 +1,6 @@
 /* Two GPUs that do not exist, as the real pynvml asks a driver about them. What is missing here raises there, as on old drivers. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct { unsigned long long total, free, used; } memory_t;
@@ -47,5 +48,18 @@ int nvmlDeviceGetMaxPcieLinkGeneration(void *handle, unsigned *generation) { (vo
 int nvmlDeviceGetMaxPcieLinkWidth(void *handle, unsigned *width) { (void)handle; *width = 16; return 0; }
 int nvmlSystemGetDriverVersion(char *version, unsigned length) {
     snprintf(version, length, "580.42");
+    return 0;
+}
+/* The driver's CUDA, as 1000 times its major and 10 times its minor version, where the environment names one. */
+int nvmlSystemGetCudaDriverVersion(int *version) {
+    const char *asked = getenv("STAND_IN_CUDA");
+    *version = asked ? atoi(asked) : 13000;
+    return 0;
+}
+int nvmlDeviceGetCudaComputeCapability(void *handle, int *major, int *minor) {
+    const char *asked = getenv("STAND_IN_CAPABILITY");
+    (void)handle;
+    *major = asked ? atoi(asked) / 10 : 9;
+    *minor = asked ? atoi(asked) % 10 : 0;
     return 0;
 }

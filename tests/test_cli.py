@@ -61,6 +61,14 @@ BAD = {
     "more GPUs than there are": (["--gpus", "2"], ["--gpus 2", "0 GPUs were found", "--cpus 2"]),
     "no such folder": (["--data", "nowhere"], ["nowhere", "does not exist"]),
     "an init of a net that has its own": (["--model", "alexnet-torchvision", "--init", "paper"], ["--init"]),
+    "a size that the network does not take": (
+        ["--model", "alexnet", "--image-size", "32"],
+        ["--image-size 32", "alexnet takes 224"],
+    ),
+    "a fused block of a net without one": (
+        ["--model", "alexnet-tanh", "--block", "fused"],
+        ["alexnet-tanh", "--block"],
+    ),
     "pictures for a pipeline that reads none": (["--pipeline", "synthetic", "--data", "."], ["synthetic", "--data"]),
     "an abbreviated flag": (["--step", "3"], ["--step"]),
     "a flag that does not exist": (["--batch", "3"], ["--batch"]),
@@ -120,6 +128,15 @@ def test_a_missing_compiler_is_named_with_the_line_that_brings_it(
     monkeypatch.setenv("CXX", "no-such-compiler")
     sentence = refused(capsys, "run")
     assert "no-such-compiler" in sentence
+    assert "apt-get install g++" in sentence
+
+
+def test_a_fused_block_on_a_cpu_without_a_compiler_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    sentence = refused(capsys, "run", "--block", "fused", "--compile", "off")
+    assert "--block fused was asked" in sentence
     assert "apt-get install g++" in sentence
 
 

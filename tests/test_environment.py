@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import stand_in
 
 from harness import environment
 
@@ -19,17 +19,12 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a libnvidia-ml.so.1 that knows two GPUs."""
-    folder = tmp_path_factory.mktemp("driver")
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    assert compiler, "the stand-in driver needs a C compiler: apt-get install gcc"
-    source = Path(__file__).with_name("stand_in_nvml.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(folder / "libnvidia-ml.so.1"), str(source)], check=True)
-    return folder
+    return stand_in.build(tmp_path_factory.mktemp("driver"))
 
 
 def told(driver: Path, expression: str, **variables: str) -> object:
     """What an expression of environment is worth in a process that finds that driver."""
-    program = f"import json; from harness import environment; print(json.dumps({expression}))"
+    program = f"import dataclasses, json; from harness import environment; print(json.dumps({expression}))"
     variables = {**os.environ, "LD_LIBRARY_PATH": str(driver), **variables}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -48,6 +43,13 @@ def test_the_gpus_columns_come_from_the_driver(driver: Path, monkeypatch: pytest
         "pcie_gen_width": "4x16",
         "driver_version": "580.42",
     }
+
+
+def test_the_driver_tells_the_cuda_it_serves_and_the_gpus_that_cuda_shows(driver: Path) -> None:
+    served = told(driver, "dataclasses.asdict(environment.driver())", CUDA_VISIBLE_DEVICES="1", STAND_IN_CUDA="12040")
+    card = {"name": "Stand-in 9000", "memory_gib": 24.0, "capability": [9, 0]}
+    assert served == {"version": "580.42", "cuda": [12, 4], "gpus": 2, "visible": [card]}
+    assert told(driver, "environment.why_no_driver()") is None
 
 
 def test_one_gpu_is_told_of_itself_alone(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +100,8 @@ def test_visible_gpus_follow_cudas_rule(selection: str | None, expected: list[in
 def test_without_a_driver_there_are_no_gpus_and_no_columns(tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_bytes(b"not a library")
     assert told(tmp_path, "[environment.visible_gpus(), environment.gpu_columns(1)]") == [0, {}]
+    assert told(tmp_path, "environment.driver()") is None
+    assert told(tmp_path, "environment.why_no_driver()") == "NVML Shared Library Not Found"
 
 
 def test_the_host_is_told_without_torch() -> None:

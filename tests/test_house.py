@@ -18,6 +18,8 @@ MAY_IMPORT = {
     "__init__": set(),
     "__main__": {"cli"},
     "cli": {
+        "certify",
+        "doctor",
         "launch",
         "results",
         "rows",
@@ -29,6 +31,9 @@ MAY_IMPORT = {
         "recipes",
         "config",
     },
+    "certify": {"checks", "doctor", "environment"},
+    "checks": {"launch", "workload", "environment", "recipes", "config"},
+    "doctor": {"environment"},
     "launch": {"train", "rows", "images", "environment", "progress", "trial", "config"},
     "train": {"workload", "images", "measure", "ceilings", "progress", "metrics", "trial", "config"},
     "workload": {"measure", "config"},
@@ -47,7 +52,7 @@ MAY_IMPORT = {
     "recipes": set(),
     "config": set(),
 }
-TORCH_FREE = tuple(set(MAY_IMPORT) - {"train", "workload", "ceilings", "measure"})
+TORCH_FREE = tuple(set(MAY_IMPORT) - {"train", "workload", "ceilings", "measure", "certify", "checks"})
 HEAVY = {"torch", "nvidia", "triton", "torchvision"}
 
 
@@ -116,6 +121,7 @@ COMMANDS = {
     "compare": ["compare", "no-such.csv", "no-such.csv"],
     "verify": ["verify", "no-such.csv"],
     "table": ["table", "no-such.csv"],
+    "doctor": ["doctor"],
 }
 
 

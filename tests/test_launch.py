@@ -34,6 +34,15 @@ def test_a_typed_setting_beats_auto() -> None:
     assert (config.decode, config.dali_threads, config.compile, config.hw_decoder_load) == ("cpu", 5, "off", None)
 
 
+def test_the_block_is_fused_wherever_it_can_be() -> None:
+    on_cpu = {"cores": 2, "gpus": 0}
+    assert launch.resolve(RunConfig(cpus=1), **on_cpu).block == "fused"
+    assert launch.resolve(RunConfig(cpus=1), **on_cpu, compiler=False).block == "plain"
+    assert launch.resolve(RunConfig(cpus=1), **on_cpu, fusible=False).block == "plain"
+    assert launch.resolve(RunConfig(cpus=1, block="plain"), **on_cpu).block == "plain"
+    assert launch.resolve(RunConfig(gpus=1), cores=2, gpus=1, compiler=False).block == "fused"
+
+
 def test_what_is_computed_does_not_depend_on_the_machine() -> None:
     small, large = (launch.resolve(RunConfig(), cores=c, gpus=g) for c, g in ((2, 0), (128, 8)))
     differing = {name for name, value in small.columns().items() if value != large.columns()[name]}

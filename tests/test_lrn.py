@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from models import lrn
@@ -59,7 +61,7 @@ def test_the_window_never_reaches_into_the_other_column() -> None:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    shape=st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(0, 4), st.integers(1, 4)),
+    shape=st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 4), st.integers(1, 4)),
     columns=st.integers(1, 3),
     size=st.sampled_from([1, 3, 5, 7, 21]),
     constants=st.sampled_from([(1e-4, 0.75, 2.0), (0.1, 0.75, 1.0), (2.0, 0.5, 0.3), (0.0, 0.0, 1.0)]),
@@ -153,9 +155,18 @@ def test_differentiating_twice_is_refused() -> None:
         ({"size": 0}, r"size is 0; it must be odd and positive"),
         ({"size": -3}, r"size is -3; it must be odd and positive"),
         ({"columns": 3}, r"columns is 3; it must be positive and divide x's 4 channels"),
+        ({"size": 5.0}, r"size is 5.0; it must be an integer"),
+        ({"size": math.nan}, r"size is nan; it must be an integer"),
         ({"columns": 0}, r"columns is 0; it must be positive"),
+        ({"columns": -2}, r"columns is -2; it must be positive"),
+        ({"columns": 2.0}, r"columns is 2.0; it must be an integer"),
+        ({"columns": True}, r"columns is True; it must be an integer"),
+        ({"alpha": "1e-4"}, r"alpha is '1e-4'; it must be a number"),
+        ({"alpha": 1j}, r"alpha is 1j; it must be a number"),
         ({"alpha": math.nan}, r"alpha is nan; it must be finite"),
         ({"alpha": -1.0}, r"alpha is -1.0; it must be finite and not negative"),
+        ({"beta": math.nan}, r"beta is nan; it must be finite"),
+        ({"beta": True}, r"beta is True; it must be a number"),
         ({"beta": math.inf}, r"beta is inf; it must be finite"),
         ({"beta": -0.5}, r"beta is -0.5; it must be finite and not negative"),
         ({"k": 0.0}, r"k is 0.0; it must be positive"),
@@ -165,15 +176,53 @@ def test_differentiating_twice_is_refused() -> None:
     ],
 )
 def test_an_argument_without_a_right_answer_is_named(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        local_response_norm(**({"x": torch.zeros(1, 4, 2, 2)} | change))
+    arguments = {"x": torch.zeros(1, 4, 2, 2)} | change
+    compiled = torch.compile(local_response_norm, backend="eager", dynamic=False)
+    for function in (local_response_norm, compiled):
+        with pytest.raises(ValueError, match=message):
+            function(**arguments)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 4}, "size is 4; it must be odd"),
+        ({"columns": 3}, "columns is 3; it must be positive and divide x's 40 channels"),
+        ({"columns": 1.0}, "columns is 1.0; it must be an integer"),
+        ({"beta": math.nan}, "beta is nan; it must be finite"),
+        ({"k": 0.0}, "k is 0.0; it must be positive"),
+        ({"size": 35}, "size is 35; on CUDA it must be 33 at most"),
+        ({"dtype": torch.float64}, "x has dtype torch.float64; on cuda it must be one of"),
+        ({"dtype": torch.bool}, "x has dtype torch.bool; on cuda"),
+    ],
+)
+def test_on_cuda_an_argument_is_refused_from_shapes_alone(change: dict[str, object], message: str) -> None:
+    arguments = {"dtype": torch.bfloat16} | change
+    with FakeTensorMode():
+        x = torch.empty(2, 40, 3, 3, device="cuda", dtype=arguments.pop("dtype"))
+        with pytest.raises(ValueError, match=message):
+            local_response_norm(x, **arguments)
+
+
+def test_on_cuda_a_window_wider_than_its_column_is_no_wider_than_it() -> None:
+    with FakeTensorMode():
+        x = torch.empty(2, 34, 3, 3, device="cuda")
+        assert local_response_norm(x, size=99, columns=2).shape == x.shape
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "hpu"])
+def test_another_device_is_refused(device: str) -> None:
+    elsewhere = SimpleNamespace(device=torch.device(device, 0))
+    with pytest.raises(ValueError, match=rf"x is on {device}:0; local_response_norm takes CPU and CUDA tensors"):
+        local_response_norm(elsewhere)
 
 
 @pytest.mark.gpus(1)
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize(("channels", "places"), [(96, 55), (256, 27), (6, 5)])
+@pytest.mark.parametrize(("channels", "places"), [(96, 55), (256, 27), (6, 5), (1200, 4)])
 def test_on_a_gpu_it_agrees_with_the_formula(
     channels: int, places: int, compiled: bool, dtype: torch.dtype, layout: str
 ) -> None:

@@ -2,144 +2,186 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-from functools import cache
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
-import torch
-import triton
-from ptx_run import Buffer, Counts, bf16_to_f32, f32_to_bf16, run
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from lrn_counts import DIRECTIONS, ITEM_BYTES, LAYERS, LAYOUTS, Arrays, Kernel, compiled, execute, row, used
+from machine_code import MULTIPROCESSORS, Usage, instructions, memory_instructions, occupancy
+from ptx_run import Buffer, Counts, run
 
-from models import lrn_triton
-from models.lrn import reference
-
-KERNELS = {"forward": lrn_triton.forward_kernel, "backward": lrn_triton.backward_kernel}
-CONSTANTS = {"SIZE": 5, "ALPHA": 1e-4, "BETA": 0.75, "K": 2.0}
-COLUMNS = 2
-ARCHITECTURES = pytest.mark.parametrize("sm", [80, 90, 100, 120])
-DTYPES = pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-CHANNELS = pytest.mark.parametrize("channels", [96, 256])
-DIRECTIONS = pytest.mark.parametrize("direction", KERNELS)
+ARCHITECTURES = pytest.mark.parametrize("sm", MULTIPROCESSORS)
+DTYPES = pytest.mark.parametrize("dtype", ITEM_BYTES)
+EITHER_DIRECTION = pytest.mark.parametrize("direction", DIRECTIONS)
+EITHER_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
+WIDTH = LAYERS[1][0]
 
 
-@cache
-def compiled(direction: str, sm: int, dtype: str, channels: int, inner: int = 1, wide: bool = False) -> Any:
-    """The kernel as it is launched on 16-byte aligned tensors; an inner of 1 (channels-last) is compiled in."""
-    kernel, width = KERNELS[direction], channels // COLUMNS
-    launch = lrn_triton.choose_launch(2**31 if wide else 10**6, width)._asdict()
-    num_warps = launch.pop("num_warps")
-    constants = CONSTANTS | launch | ({"inner": 1} if inner == 1 else {})
-    pointers = [name for name in kernel.arg_names if name.endswith("_ptr")]
-    signature = {name: "constexpr" if name in constants else "i32" for name in kernel.arg_names}
-    signature |= dict.fromkeys(pointers, f"*{dtype}")
-    aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", sm, 32), options={"num_warps": num_warps})
+def assert_nothing_spills(kernel: Kernel) -> None:
+    taken = used(kernel)
+    assert (taken.stack_bytes, taken.local_bytes) == (0, 0), f"{kernel} spills: {taken}"
 
 
-def tool(name: str, *arguments: str) -> str:
-    """The output of one of the CUDA tools that the Triton wheel carries."""
-    path = getattr(triton.knobs.nvidia, name).path
-    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
+def assert_half_the_threads_fit(kernel: Kernel) -> None:
+    share = occupancy(used(kernel), kernel.sm)
+    assert share >= 0.5, f"{kernel} fills {share:.0%} of a multiprocessor's threads: {used(kernel)}"
+
+
+def assert_each_byte_moves_once(kernel: Kernel, counts: Counts, rows: int) -> None:
+    tensor_bytes = rows * kernel.width * ITEM_BYTES[kernel.dtype]
+    read = tensor_bytes * (1 if kernel.direction == "forward" else 2)
+    assert counts.issued_bytes == {"ld.global": read, "st.global": tensor_bytes}, kernel
+    assert sum(counts.distinct_bytes_a_program.values()) == read + tensor_bytes, kernel
+
+
+def assert_least_sectors(kernel: Kernel, counts: Counts) -> None:
+    least = sum(counts.issued_bytes.values()) / 32
+    assert sum(counts.sectors.values()) == least, f"{kernel}: {dict(counts.sectors)} sectors, the least is {least}"
 
 
 @ARCHITECTURES
 @DTYPES
-@CHANNELS
-@DIRECTIONS
-def test_nothing_spills_and_channels_last_moves_128_bits_at_a_time(
-    direction: str, channels: int, dtype: str, sm: int, tmp_path: Path
+@EITHER_DIRECTION
+def test_channels_last_is_right_and_moves_each_byte_once_128_bits_at_a_time(
+    direction: str, dtype: str, sm: int
 ) -> None:
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compiled(direction, sm, dtype, channels).asm["cubin"])
-    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", tool("cuobjdump", "-res-usage", str(cubin)))
-    assert usage is not None
-    registers, stack, local = map(int, usage.groups())
-    assert (stack, local) == (0, 0)
-    assert registers <= 128  # 128 threads of them: sixteen warps, four blocks, on a multiprocessor
-    instructions = re.findall(r"\b(?:LD|ST)[GL][A-Z]*\b[\w.]*", tool("nvdisasm", str(cubin)))
-    assert {instruction[:3] for instruction in instructions} == {"LDG", "STG"}
-    assert all(".128" in instruction for instruction in instructions), instructions
+    kernel, rows = Kernel(direction, "channels_last", dtype, WIDTH, sm), 42  # no kernel's programs divide it
+    counts = execute(kernel, rows)
+    assert set(counts.widths) == {"ld.global.128", "st.global.128"}, kernel
+    assert_each_byte_moves_once(kernel, counts, rows)
+    assert_least_sectors(kernel, counts)
+    moves = {(kind, bits) for kind, bits in memory_instructions(compiled(kernel)) if kind.endswith("G")}
+    assert moves == {("LDG", 128), ("STG", 128)}, kernel
+    assert_nothing_spills(kernel)
+    assert_half_the_threads_fit(kernel)
 
 
-class Arrays:
-    """Inputs and exact results of one kernel on `rows` rows of a column, as flat arrays, and their encoding."""
-
-    def __init__(self, direction: str, dtype: str, rows: int, width: int, inner: int = 1) -> None:
-        self.encode = f32_to_bf16 if dtype == "bf16" else np.asarray
-        self.decode = bf16_to_f32 if dtype == "bf16" else np.asarray
-        self.tolerance = 2**-8 if dtype == "bf16" else 2e-6
-        self.item_bytes = 2 if dtype == "bf16" else 4
-        draw = np.random.default_rng(0).standard_normal((2, rows * width)) * 100
-        gradient, x = (self.encode(values.astype(np.float32)) for values in draw)
-        self.inputs = [x] if direction == "forward" else [gradient, x]
-        shape = (rows // inner, width, inner, 1)
-        exact = torch.tensor(self.decode(x)).double().view(shape).requires_grad_()
-        result = reference(exact)
-        if direction == "backward":
-            (result,) = torch.autograd.grad(result, exact, torch.tensor(self.decode(gradient)).double().view(shape))
-        self.expected = result.detach().numpy().reshape(-1)
-
-    def empty(self) -> Buffer:
-        return Buffer.empty(self.expected.size, np.uint16 if self.item_bytes == 2 else np.float32)
-
-    def check(self, result: Buffer) -> None:
-        assert result.written.all()
-        error = np.abs(self.decode(result.array) - self.expected).max()
-        assert error <= self.tolerance * np.abs(self.expected).max()
+@ARCHITECTURES
+@DTYPES
+@EITHER_DIRECTION
+def test_contiguous_is_right_and_moves_each_byte_once(direction: str, dtype: str, sm: int) -> None:
+    kernel, inner = Kernel(direction, "contiguous", dtype, WIDTH, sm), 7
+    counts = execute(kernel, 42 * inner, inner)
+    assert_each_byte_moves_once(kernel, counts, 42 * inner)
+    assert_nothing_spills(kernel)
+    assert_half_the_threads_fit(kernel)
 
 
-def execute(kernel: Any, arrays: Arrays, rows: int, launched_rows: int, *extra: int) -> Counts:
-    """Run all programs of kernel on arrays and check their result."""
-    result = arrays.empty()
-    arguments = [*map(Buffer, arrays.inputs), result, rows, *extra]
-    counts = run(kernel.asm["ptx"], (-(-rows // launched_rows), 1, 1), arguments, kernel.metadata.shared)
-    arrays.check(result)
-    return counts
+@EITHER_DIRECTION
+def test_contiguous_is_coalesced_where_the_places_of_an_image_are_aligned(direction: str) -> None:
+    kernel, inner = Kernel(direction, "contiguous", "bf16", WIDTH, aligned=True), 48
+    counts = execute(kernel, 4 * inner, inner)
+    assert set(counts.widths) == {"ld.global.32", "st.global.32"}, kernel  # a warp's are 128 bytes side by side
+    assert_least_sectors(kernel, counts)
+    assert_half_the_threads_fit(kernel)
 
 
-@pytest.mark.parametrize(("sm", "dtype"), [(80, "bf16"), (90, "bf16"), (90, "fp32"), (100, "bf16"), (120, "bf16")])
-@CHANNELS
-@DIRECTIONS
-def test_the_machine_code_computes_the_formula_and_reads_every_byte_once(
-    direction: str, channels: int, dtype: str, sm: int
+@EITHER_LAYOUT
+@EITHER_DIRECTION
+@pytest.mark.parametrize(("size", "beta"), [(3, 0.5), (9, 0.75)])
+def test_other_constants_are_right(size: int, beta: float, direction: str, layout: str) -> None:
+    kernel, inner = Kernel(direction, layout, "fp32", 6, size=size, beta=beta), 1 if layout == "channels_last" else 5
+    execute(kernel, 35, inner)
+
+
+@EITHER_DIRECTION
+@pytest.mark.parametrize("width", [3, 10])
+def test_rows_that_are_no_multiple_of_an_access_are_right(direction: str, width: int) -> None:
+    kernel = Kernel(direction, "channels_last", "bf16", width)
+    assert_each_byte_moves_once(kernel, execute(kernel, 150), 150)
+
+
+@pytest.mark.parametrize(("dtype", "whole", "cut", "halo"), [("bf16", 256, 304, 8), ("fp32", 128, 152, 4)])
+@EITHER_DIRECTION
+def test_a_row_too_long_for_a_warp_is_right_and_read_again_only_at_its_cut(
+    direction: str, dtype: str, whole: int, cut: int, halo: int
 ) -> None:
-    width, rows = channels // COLUMNS, 42  # neither kernel's programs divide it
-    arrays = Arrays(direction, dtype, rows, width)
-    kernel = compiled(direction, sm, dtype, channels)
-    counts = execute(kernel, arrays, rows, lrn_triton.choose_launch(10**6, width).ROWS)
-    tensor_bytes = rows * width * arrays.item_bytes
-    assert counts.issued_bytes == {"ld.global": len(arrays.inputs) * tensor_bytes, "st.global": tensor_bytes}
-    assert set(counts.widths) == {"ld.global.128", "st.global.128"}
-    assert counts.sectors["ld.global"] == len(arrays.inputs) * tensor_bytes // 32
+    kernel = Kernel(direction, "channels_last", dtype, whole)
+    assert_each_byte_moves_once(kernel, execute(kernel, 5), 5)
+    kernel = Kernel(direction, "channels_last", dtype, cut)
+    counts, tensors = execute(kernel, 5), 1 if direction == "forward" else 2
+    assert counts.issued_bytes["ld.global"] == tensors * 5 * (cut + 2 * halo) * ITEM_BYTES[dtype]
+    assert counts.issued_bytes["st.global"] == 5 * cut * ITEM_BYTES[dtype]
+    assert set(counts.widths) == {"ld.global.128", "st.global.128"}, kernel
+    assert_nothing_spills(kernel)
+    assert_half_the_threads_fit(kernel)
 
 
-@DIRECTIONS
-def test_the_machine_code_is_right_in_contiguous_memory_too(direction: str) -> None:
-    inner, rows, width = 7, 42, 48
-    kernel = compiled(direction, 90, "bf16", 96, inner)
-    launched = lrn_triton.choose_launch(10**6, width).ROWS
-    execute(kernel, Arrays(direction, "bf16", rows, width, inner), rows, launched, inner)
+@pytest.mark.parametrize(("direction", "most"), [("forward", 20), ("backward", 33)])
+def test_an_element_takes_few_instructions(direction: str, most: int) -> None:
+    for layer, (width, _) in LAYERS.items():
+        kernel = Kernel(direction, "channels_last", "bf16", width)
+        elements_a_warp = kernel.launch.VECTOR * kernel.launch.GROUPS * (32 // kernel.launch.GROUPS)
+        found = len(instructions(compiled(kernel))) * 32 / elements_a_warp
+        assert found <= most, f"layer {layer} {direction}: {found:.1f} instructions an element"
 
 
-@DIRECTIONS
-def test_offsets_past_two_to_the_31_elements_reach_their_place(direction: str) -> None:
-    width, launched = 48, lrn_triton.choose_launch(2**31, 48).ROWS
-    arrays = Arrays(direction, "bf16", launched, width)
-    kernel = compiled(direction, 90, "bf16", 96, wide=True)
-    result = arrays.empty()
-    buffers = [*map(Buffer, arrays.inputs), result]
-    program = 2**32 // (launched * width) + 1
-    # ptx_run puts its buffers at multiples of 2^36: tensors that begin so far before them reach them with this program.
-    starts = [((i + 1) << 36) - program * launched * width * 2 for i in range(len(buffers))]
-    rows = (program + 1) * launched
+@EITHER_LAYOUT
+@EITHER_DIRECTION
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_tabled_counts_are_the_least(layer: int, direction: str, layout: str) -> None:
+    found = row(direction, layer, layout)
+    passes = 2 if found.direction == "forward" else 3
+    assert (found.issued_passes, found.distinct_passes) == (passes, passes), found
+    assert found.sectors_distinct <= 1.1, found
+    # 55 * 55 and 27 * 27 are odd: a warp's 64 bytes of a contiguous image begin at any even address.
+    assert found.sectors_issued <= (1 if found.layout == "channels_last" else 1.5), found
+    assert min(found.occupancy.values()) >= 0.5, found
+
+
+@EITHER_DIRECTION
+def test_channels_last_offsets_past_two_to_the_31_reach_their_place(direction: str) -> None:
+    kernel = Kernel(direction, "channels_last", "bf16", WIDTH, numel=2**33)
+    a_program = 20  # four warps of five rows
+    arrays = Arrays(kernel, a_program)
+    program = 2**32 // (a_program * WIDTH) + 1
+    start = program * a_program * WIDTH * 2
+    buffers = [Buffer(bits, start + (i << 40)) for i, bits in enumerate(arrays.inputs, 1)]
+    result = Buffer.empty(arrays.expected.size, np.uint16, start)
+    starts = [i << 40 for i in range(1, len(buffers) + 1)]
+    arguments = [*starts, 0, (program + 1) * a_program, 0, 0, *buffers, result]
+    code = compiled(kernel)
+    run(code.asm["ptx"], (program + 1, 1, 1), arguments, code.metadata.shared, programs=[(program, 0, 0)])
+    assert result.written.all()
+    arrays.check(result.array)
+
+
+@pytest.mark.parametrize(("inner", "integers"), [(2**29 + 64, "i32"), (2**33, "i64")])
+@EITHER_DIRECTION
+def test_contiguous_channels_that_lie_past_two_to_the_31_elements_apart_are_found(
+    direction: str, inner: int, integers: str
+) -> None:
+    kernel = Kernel(direction, "contiguous", "bf16", 6, numel=2**36, integers=integers)
+    a_program = kernel.launch.ROWS
+    arrays = Arrays(kernel, a_program, a_program)
+    # The second image's first program that lies in it whole.
+    program = inner // a_program + 1
+    place, spread = program * a_program - inner, (6, a_program)
+
+    def channels(bits: np.ndarray, start: int) -> list[Buffer]:
+        """A buffer for each channel of this program's places, of the tensor that begins at start."""
+        return [
+            Buffer(values, start + 2 * (inner * (6 + channel) + place))
+            for channel, values in enumerate(bits.reshape(spread))
+        ]
+
+    starts = [i << 44 for i in range(1, len(arrays.inputs) + 2)]
+    inputs = [channels(bits, start) for bits, start in zip(arrays.inputs, starts, strict=False)]
+    results = channels(arrays.empty().array, starts[-1])
     hidden = [0, 0]
-    arguments = [*starts, rows, *hidden, *buffers]
-    run(kernel.asm["ptx"], (program + 1, 1, 1), arguments, kernel.metadata.shared, programs=[(program, 0, 0)])
-    arrays.check(result)
+    arguments = [*starts, 2 * inner, inner, *hidden, *(buffer for tensor in inputs for buffer in tensor), *results]
+    code = compiled(kernel)
+    run(code.asm["ptx"], (program + 1, 1, 1), arguments, code.metadata.shared, programs=[(program, 0, 0)])
+    assert all(buffer.written.all() for buffer in results)
+    arrays.check(np.concatenate([buffer.array for buffer in results]))
+
+
+def test_occupancy_is_what_registers_threads_and_shared_memory_leave() -> None:
+    def block(threads: int = 128, registers: int = 32, shared_bytes: int = 0) -> Usage:
+        return Usage(threads, registers, shared_bytes, stack_bytes=0, local_bytes=0)
+
+    assert occupancy(block(), 90) == 1.0
+    assert occupancy(block(registers=64), 90) == 0.5
+    assert occupancy(block(registers=65), 90) == 7 * 128 / 2048  # 72 a thread: 28 warps
+    assert occupancy(block(registers=64), 120) == 8 * 128 / 1536
+    assert occupancy(block(threads=32), 90) == 32 * 32 / 2048  # as many blocks as it knows
+    assert occupancy(block(shared_bytes=56 * 1024), 90) == 4 * 128 / 2048
+    assert occupancy(block(shared_bytes=57 * 1024), 90) == 3 * 128 / 2048

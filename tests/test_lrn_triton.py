@@ -9,35 +9,53 @@ from pathlib import Path
 
 import pytest
 
-from models.lrn_triton import MAX_WIDTH, choose_launch
+from models.lrn import CUDA_REACH
+from models.lrn_triton import choose_lines, choose_walk
 
 TESTS = Path(__file__).parent
+# One more than any index that 32 bits hold.
+TOO_MANY = 2**31
 
 
-def test_in_the_interpreter_every_shape_dtype_and_layout_agrees_with_float64_and_no_canary_dies() -> None:
+def test_in_the_interpreter_drawn_shapes_dtypes_and_layouts_agree_with_float64_and_no_canary_dies() -> None:
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
     script = [sys.executable, str(TESTS / "lrn_in_interpreter.py")]
     run = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout[-400:] + run.stderr[-2000:]
-    lines = run.stdout.splitlines()
-    assert len(lines) == 8 * 4 * 3 * 2  # shapes, constants, dtypes, layouts
-    assert all(line.endswith(" right") for line in lines)
+    right, *words = run.stdout.split()
+    assert words == ["cases", "right"]
+    assert int(right) >= 60
 
 
-@pytest.mark.parametrize("width", [1, 3, 48, 128, 1000, MAX_WIDTH])
-def test_a_program_covers_whole_rows_in_powers_of_two(width: int) -> None:
-    launch = choose_launch(10**6, width)
-    assert launch.BLOCK // 2 < width <= launch.BLOCK
-    assert launch.ROWS & (launch.ROWS - 1) == 0
-    assert launch.ROWS * launch.BLOCK == 2048
+@pytest.mark.parametrize("width", [1, 3, 48, 96, 128, 256])
+def test_a_warp_takes_as_many_whole_rows_as_it_holds(width: int) -> None:
+    launch = choose_lines(10**6, width, 5, 2)
+    assert (launch.VECTOR, launch.HALO) == (8, 0)
+    assert launch.STEP - 8 < width <= launch.STEP == launch.GROUPS * 8
+    rows_a_program = 4 * (32 // launch.GROUPS)
+    assert launch.programs(rows_a_program) == 1
+    assert launch.programs(rows_a_program + 1) == 2
 
 
-def test_offsets_are_64_bits_wide_only_where_32_could_overflow() -> None:
-    assert not choose_launch(128 * 96 * 55 * 55, 48).WIDE
-    assert choose_launch(2**31, 48).WIDE
-    assert choose_launch(2**31 - 1, 48).WIDE
+@pytest.mark.parametrize("item_bytes", [2, 4])
+@pytest.mark.parametrize("size", [1, 3, 5, 2 * CUDA_REACH + 1])
+def test_a_longer_row_is_cut_into_tiles_whose_halo_holds_two_windows(size: int, item_bytes: int) -> None:
+    launch = choose_lines(10**6, 5000, size, item_bytes)
+    vector, halo, step = launch.VECTOR, launch.HALO, launch.STEP
+    assert halo >= 2 * (size // 2)
+    assert halo % vector == step % vector == 0
+    assert step + 2 * halo == 32 * vector == 32 * 16 // item_bytes
+    assert launch.programs(rows=4) == -(-5000 // step)  # a program takes four tiles
 
 
-def test_a_column_too_wide_for_one_program_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"x has 1025 channels in a column; on CUDA a column holds at most 1024"):
-        choose_launch(10**6, MAX_WIDTH + 1)
+@pytest.mark.parametrize("choose", [lambda numel: choose_lines(numel, 48, 5, 2), lambda numel: choose_walk(numel, 48)])
+def test_offsets_are_64_bits_wide_only_where_32_could_overflow(choose) -> None:
+    assert not choose(128 * 96 * 55 * 55).WIDE
+    # What a last program counts past the end must fit too.
+    assert choose(TOO_MANY - 4 * 32 * 8).WIDE
+    assert choose(TOO_MANY).WIDE
+
+
+def test_a_launch_has_programs_for_every_row_however_many() -> None:
+    assert choose_lines(48 * 2**33, 48, 5, 2).programs(2**33) == -(-(2**33) // 20)
+    assert choose_walk(48 * 2**33, 48).programs(2**33) == 2**25

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_built_wheel_holds_the_three_packages_whole_and_answers(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
     build = [
         sys.executable,
         "-m",
@@ -20,11 +25,15 @@ def test_the_built_wheel_holds_the_three_packages_whole_and_answers(tmp_path: Pa
         "--no-deps",
         "--no-build-isolation",
         "-w",
-        str(tmp_path),
+        str(folder),
         str(ROOT),
     ]
-    subprocess.run(build, check=True, cwd=tmp_path)
-    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run(build, check=True, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_the_built_wheel_holds_the_three_packages_whole_and_answers(wheel: Path, tmp_path: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     ours = {
         path.relative_to(ROOT).as_posix()
@@ -37,6 +46,20 @@ def test_the_built_wheel_holds_the_three_packages_whole_and_answers(tmp_path: Pa
     done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "compare" in done.stdout
+
+
+def test_the_cpus_block_is_built_from_what_the_wheel_brings(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r}); import torch; from models import block;"
+        "print(block.__file__, tuple(block.relu_lrn_maxpool(torch.ones(1, 4, 5, 5)).shape))"
+    )
+    environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path / "built")}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.stdout == f"{tmp_path / 'installed' / 'models' / 'block.py'} (1, 4, 2, 2)\n", done.stderr
+    assert len(list((tmp_path / "built").glob("*.so"))) == 1
 
 
 def test_another_projects_models_folder_is_named_rather_than_imported(tmp_path: Path) -> None:

@@ -1,0 +1,358 @@
+"""The checks of `doctor --certify`: our code on one device against float64, a copy, or itself in another form.
+
+Each is a function of the device, and of the function that it checks, which returns what it measured beside a bound that
+was derived and not tuned.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn import functional as F
+
+from harness import environment, launch, workload
+from harness.config import RunConfig
+from harness.recipes import settings
+from models import lrn
+from pipelines.sources import Split
+
+Operation = Callable[[Tensor], Tensor]
+Build = Callable[[RunConfig, workload.Rank], nn.Module]
+
+COLUMNS = 2
+# What layers 1 and 2 hand to their normalisation (section 3.5): channels, places a side.
+LAYERS = ((96, 55), (256, 27))
+
+# Half a unit in the last place of float32, and of what a kernel may add in float32: ten roundings of a window's sum, a
+# power of a few units in the last place on a GPU, and the products around them.
+UNIT = 2.0**-24
+WORK = 32 * UNIT
+# Two orders of one float32 sum of K products differ by about sqrt(K) units; the network has eight layers, forward and
+# backward, and the longest sum is fc6's 9,216.
+STEP_BOUND = 2 * 8 * math.sqrt(9216) * UNIT
+# Rounding can also turn a max-pool's winner, which moves a gradient by a thousandth: rare, and another one in every draw
+# of images. A fault is in all of them, so the least difference of five draws is judged.
+DRAWS = 5
+IMAGES = 2
+
+# A kernel at the memory's limit is as fast as a copy; launching, tails and the arithmetic may take this much away.
+COPY_SHARE = 0.7
+# Bytes a kernel need move, in passes over x of two-byte numbers: reads and writes of whole activations, and for the block
+# a pooled output (27 * 27 of 55 * 55 places) with a byte for its winner. MOST is what the block may issue, halos read again.
+POOLED = (27 / 55) ** 2
+LEAST_PASSES = {"LRN": (2.0, 3.0), "block": (1 + 1.5 * POOLED, 2 + 1.5 * POOLED)}
+MOST_PASSES = {"LRN": (2.0, 3.0), "block": (1.8 + 1.5 * POOLED, 2.9)}
+COPY_PASSES = 2
+
+# JPEG decoders may differ by a level in each of Y, Cb and Cr and by one more in the enlarged chroma; blue is
+# Y + 1.772 Cb. Rounding to whole levels adds one, resizing another. Such differences cancel, a shift of all pixels by
+# one level (another colour matrix, another place) does not.
+DECODE_LEVELS = 1 + 1.772 * 2 + 1 + 1
+MEAN_LEVELS = 1.0
+RESIZE_LEVELS = 1.0
+IMAGES_DECODED = 64
+
+RANKS = 2
+RANKS_TIMEOUT_S = 60.0
+
+
+class NotRun(Exception):
+    """This machine cannot run the check: why, in a few words."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The worst value that a check saw, its unit, and the bound: at most, or at least; None is for the record only."""
+
+    worst: float
+    unit: str
+    bound: float | None
+    at_least: bool = False
+
+    @property
+    def verdict(self) -> str:
+        if self.bound is None:
+            return "measured"
+        holds = self.worst >= self.bound if self.at_least else self.worst <= self.bound
+        return "ok" if holds else "off"
+
+
+# --- numerics -----------------------------------------------------------------------------------------------------
+
+
+def lrn_numerics(device: torch.device, dtype: torch.dtype, operation: Operation, images: int = 2) -> Measured:
+    """LRN and its gradient against float64, for both layers and both memory formats."""
+    exact = partial(lrn.reference, columns=COLUMNS)
+    excesses = []
+    for (channels, side), layout in product(LAYERS, (torch.channels_last, torch.contiguous_format)):
+        shape = (images, channels, side, side)
+        x, gradient = (draw(shape, dtype, seed).contiguous(memory_format=layout) for seed in (0, 1))
+        wide, weight = x.double(), gradient.double()
+        expected, slope = with_gradient(exact, wide, weight)
+        found, found_slope = with_gradient(operation, x.to(device), gradient.to(device))
+        excesses.append(excess(found, expected, expected.abs()))
+        excesses.append(excess(found_slope, slope, terms(exact, wide, weight)))
+    return Measured(largest(excesses), "of the rounding allowed", 1)
+
+
+def block_numerics(device: torch.device, dtype: torch.dtype, operation: Operation, images: int = 2) -> Measured:
+    """The fused block and its gradient against float64, for both layers."""
+    exact = partial(lrn.reference, columns=COLUMNS)
+    excesses = []
+    for channels, side in LAYERS:
+        x = draw((images, channels, side, side), dtype, 0).contiguous(memory_format=torch.channels_last)
+        wide = F.relu(x.double())
+        normalised = exact(wide)
+        expected = F.max_pool2d(normalised, 3, 2)
+        gradient = draw(expected.shape, dtype, 1) * has_a_clear_winner(normalised)
+        _, to_winners = with_gradient(lambda y: F.max_pool2d(y, 3, 2), normalised, gradient.double())
+        _, sizes = with_gradient(lambda y: F.max_pool2d(y, 3, 2), normalised, gradient.double().abs())
+        _, slope = with_gradient(exact, wide, to_winners)
+        found, found_slope = with_gradient(operation, x.to(device), gradient.to(device))
+        excesses.append(excess(found, expected, expected))
+        excesses.append(excess(found_slope, slope * (x > 0), terms(exact, wide, sizes)))
+    return Measured(largest(excesses), "of the rounding allowed", 1)
+
+
+def draw(shape: Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:
+    """Activations of the size that raw pixels give, where the normalisation's sum weighs as much as its constant."""
+    values = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (100 * values).to(dtype)
+
+
+def with_gradient(operation: Operation, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """(operation(x), its gradient towards x for this one towards its result)."""
+    x = x.detach().requires_grad_()
+    result = operation(x)
+    (slope,) = torch.autograd.grad(result, x, gradient)
+    return result.detach(), slope
+
+
+def has_a_clear_winner(y: Tensor) -> Tensor:
+    """1 for each 3/2 window of y (N, C, H, W) whose largest value leads by more than float32 arithmetic may blur, else 0."""
+    n, channels, height, width = y.shape
+    windows = F.unfold(y.reshape(n * channels, 1, height, width), 3, stride=2)
+    first, second = windows.topk(2, dim=1).values.unbind(1)
+    shape = (n, channels, (height - 3) // 2 + 1, (width - 3) // 2 + 1)
+    leads: Tensor = first - second > 2 * WORK * first
+    return leads.view(shape)
+
+
+def terms(exact: Operation, x: Tensor, gradient: Tensor) -> Tensor:
+    """Bound of the magnitudes of the two terms whose difference is the LRN's gradient, elementwise.
+
+    dL/dx = s - t; for |x| and |g| it would be |s| - |t|, and |s| is at most |g| k^-beta.
+    """
+    _, difference = with_gradient(exact, x.abs(), gradient.abs())
+    return 2 * gradient.abs() * float(2.0**-0.75) - difference
+
+
+def excess(found: Tensor, expected: Tensor, magnitude: Tensor) -> float:
+    """Largest error as a share of what is allowed: half a unit of found's dtype, and WORK of the terms' magnitude."""
+    limits = torch.finfo(found.dtype)
+    allowed = limits.eps / 2 * expected.abs() + WORK * magnitude + limits.smallest_normal * limits.eps
+    return float(((found.cpu().double() - expected).abs() / allowed).max())
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest, or NaN if one of them is; `max` would overlook it."""
+    return float(torch.tensor(list(values), dtype=torch.float64).max())
+
+
+def least(values: Iterable[float]) -> float:
+    """The least, or NaN if one of them is."""
+    return -largest(-value for value in values)
+
+
+# --- bandwidth ----------------------------------------------------------------------------------------------------
+
+
+def bandwidth(
+    device: torch.device, operation: Operation, backward: bool, passes: float, bound: float | None, images: int
+) -> Measured:
+    """Least bytes over seconds, as a share of a copy's in the same run; the slower layer's.
+
+    `passes` is the least bytes in passes over x of a forward, or of a backward without its forward.
+    """
+    shares = []
+    for channels, side in LAYERS:
+        x = torch.randn((images, channels, side, side), device=device, dtype=torch.bfloat16)
+        x = x.contiguous(memory_format=torch.channels_last)
+        target = torch.empty_like(x)
+        copy_s = seconds_of(partial(target.copy_, x), device)
+        y = operation(x.requires_grad_())
+        differentiate = partial(torch.autograd.grad, y, x, torch.ones_like(y), retain_graph=True)
+        kernel_s = seconds_of(differentiate if backward else partial(operation, x.detach()), device)
+        shares.append(passes / COPY_PASSES * copy_s / kernel_s)
+    return Measured(least(shares), "of a copy's GB/s", bound, at_least=True)
+
+
+def seconds_of(call: Callable[[], Any], device: torch.device, calls: int = 10, blocks: int = 5) -> float:
+    """Seconds of one call: the median of blocks of calls, after one to warm up, on the clock that does the work."""
+    call()
+    times_s: list[float] = []
+    for _ in range(blocks):
+        if device.type == "cuda":
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(calls):
+                call()
+            stop.record()
+            stop.synchronize()
+            times_s.append(start.elapsed_time(stop) / 1000 / calls)
+        else:
+            start_s = time.perf_counter()
+            for _ in range(calls):
+                call()
+            times_s.append((time.perf_counter() - start_s) / calls)
+    return statistics.median(times_s)
+
+
+# --- the input ----------------------------------------------------------------------------------------------------
+
+
+def pixels(config: RunConfig, split: Split, device: torch.device) -> Tensor:
+    """The first images of a split as this configuration decodes them without augmentation, on the host."""
+    batches = workload.create_batches(config, split, workload.Rank(0, 1, device), training=False)
+    try:
+        images: Tensor = next(batches).images
+        return images.clone().cpu()
+    finally:
+        batches.close()
+
+
+def apart_in(
+    found: Callable[[], Tensor], expected: Callable[[], Tensor], summary: Callable[[Tensor], Tensor], bound: float
+) -> Measured:
+    """How many levels two decodings of the same pictures are apart, in the mean or at worst."""
+    return Measured(float(summary((found() - expected()).abs())), "levels", bound)
+
+
+# --- the step -----------------------------------------------------------------------------------------------------
+
+
+def step_config(device: torch.device, ranks: int = 1, **changes: Any) -> RunConfig:
+    """The smoke recipe in float32 on so many ranks of this kind."""
+    kind = "gpus" if device.type == "cuda" else "cpus"
+    asked = RunConfig(**settings("smoke", {"precision": "fp32", kind: ranks, **changes}))
+    compiler = environment.cpp_compiler().found is not None
+    return launch.resolve(asked, environment.cpu_cores_usable(), environment.visible_gpus(), compiler=compiler)
+
+
+def network(config: RunConfig, rank: workload.Rank) -> nn.Module:
+    """The network that `run` builds; in evaluation mode, for dropout would make every step another one."""
+    workload.exact_fp32()
+    return workload.build_network(config, 10, rank)[1].eval()
+
+
+def pictures(seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images of raw pixels minus their mean, and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    images = 256 * torch.rand((IMAGES, 3, 224, 224), generator=generator) - 128
+    return images.to(device, memory_format=torch.channels_last), torch.arange(IMAGES, device=device)
+
+
+def gradients(net: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
+    """The loss, and its gradient towards each parameter, until the next call."""
+    net.zero_grad()
+    loss = F.cross_entropy(net(images), labels)
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in net.parameters() if parameter.grad is not None)]
+
+
+def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest distance of two tensors of the lists, as a share of the expected one's norm."""
+    pairs = zip(found, expected, strict=True)
+    return largest(float((one - other).norm() / other.norm()) for one, other in pairs)
+
+
+def least_of_draws(distances: Iterable[float], agreed: Callable[[bool], bool] = bool) -> float:
+    """The least distance; the first within the bound ends it, where `agreed` says that all ranks have one."""
+    seen = []
+    for distance in distances:
+        seen.append(distance)
+        if agreed(distance <= STEP_BOUND):
+            break
+    return least(seen)
+
+
+def compiled_step(device: torch.device, build: Build = network) -> Measured:
+    """Loss and gradients of the compiled step against eager ones."""
+    rank = workload.Rank(0, 1, device)
+    eager, compiled = (build(step_config(device, compile=mode), rank) for mode in ("off", "on"))
+    draws = (pictures(seed, device) for seed in range(DRAWS))
+    distances = (apart(gradients(compiled, *each), gradients(eager, *each)) for each in draws)
+    return Measured(least_of_draws(distances), "of the norm", STEP_BOUND)
+
+
+def two_ranks(device: torch.device, build: Build = network, timeout_s: float = RANKS_TIMEOUT_S) -> Measured:
+    """Gradients of a data-parallel step of two ranks, an image each, against those of one process on both images."""
+    if device.type == "cuda" and torch.cuda.device_count() < RANKS:
+        raise NotRun(f"needs {RANKS} GPUs")
+    # It would announce in the middle of the table that it ends the other rank of one that failed.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        started = spawn(rank_main, (device.type, build, timeout_s, folder), RANKS, join=False, daemon=True)
+        try:
+            deadline_s = time.monotonic() + timeout_s
+            while not started.join(timeout=0.2):
+                if time.monotonic() > deadline_s:
+                    raise TimeoutError(f"the ranks did not end within {timeout_s:g} s")
+        finally:
+            for process in started.processes:
+                process.kill()
+                process.join()
+        worst = largest(float(Path(folder, f"rank-{index}").read_text()) for index in range(RANKS))
+    return Measured(worst, "of the norm", STEP_BOUND)
+
+
+def rank_main(index: int, kind: str, build: Build, timeout_s: float, folder: str) -> None:
+    """Be one rank; leave in `folder` how far its gradients are from those of all images in one process."""
+    device = torch.device(f"cuda:{index}" if kind == "cuda" else "cpu")
+    # What a rank prints would tear the table; its exception is handed on.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    os.environ.update({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
+    torch.set_num_threads(max(1, environment.cpu_cores_usable() // RANKS))
+    dist.init_process_group(
+        "nccl" if kind == "cuda" else "gloo",
+        init_method=f"file://{folder}/store",
+        rank=index,
+        world_size=RANKS,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    config = step_config(device, ranks=RANKS, compile="off")
+    together = build(config, workload.Rank(index, RANKS, device))
+    alone = build(config, workload.Rank(0, 1, device))
+    mine = slice(index, IMAGES, RANKS)
+
+    def distance(images: Tensor, labels: Tensor) -> float:
+        # The loss of a rank is its own images', the gradients are the job's.
+        return apart(gradients(together, images[mine], labels[mine])[1:], gradients(alone, images, labels)[1:])
+
+    def agreed(within: bool) -> bool:
+        word = torch.tensor(within, dtype=torch.float32, device=device)
+        dist.all_reduce(word, dist.ReduceOp.MIN)
+        return bool(word)
+
+    found = least_of_draws((distance(*pictures(seed, device)) for seed in range(DRAWS)), agreed)
+    Path(folder, f"rank-{index}").write_text(str(found))
+    dist.destroy_process_group()
