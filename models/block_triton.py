@@ -2,7 +2,7 @@
 
 models.lrn has the normalisation's formula, models.block the operator. A program holds one column of channels of one image
 and walks down its rows: of each it loads the even places 2 q and the odd places 2 q + 1, as two tiles (BLOCK_Q, BLOCK_C).
-Every access to x is wide, and a program loads no byte twice. What rows of pooled places share stays in registers; what
+With channels in eights every access to x is 128 bits wide; a program loads no byte twice. What rows of pooled places share stays in registers; what
 neighbours in a row share moves one place along q through shared memory; a channel's neighbours come from registers.
 
 A tagged value is a float32 and a number below 16 in one integer. Forward, the tag is 15 - (4 dy + dx), or 4 dy + dx if the

@@ -129,6 +129,8 @@ def execute(kernel: Kernel, programs: Iterable[int] | None = None) -> Counts:
     if programs is None:
         for result in results:
             assert result.written.all(), f"{kernel} left {np.count_nonzero(~result.written)} bytes unwritten"
+        again = counts.issued_bytes["st.global"] - sum(result.bytes.size for result in results)
+        assert again == 0, f"{kernel} wrote {again} bytes twice: its programs race"
     arrays.check(buffers)
     return counts
 
@@ -145,6 +147,7 @@ class Row:
     direction: str
     layer: int
     programs: int
+    passes: float
     read_passes: float
     written_passes: float
     distinct_read_passes: float
@@ -154,10 +157,6 @@ class Row:
     unfused: float
     registers: dict[int, int]
     occupancy: dict[int, float]
-
-    @property
-    def passes(self) -> float:
-        return self.read_passes + self.written_passes
 
 
 @cache
@@ -179,6 +178,7 @@ def row(direction: str, layer: int) -> Row:
         direction,
         layer,
         programs=BATCH * kernel.programs,
+        passes=sum(counts.issued_bytes.values()) / x_bytes,
         read_passes=counts.issued_bytes["ld.global"] / x_bytes,
         written_passes=counts.issued_bytes["st.global"] / x_bytes,
         distinct_read_passes=distinct["ld.global"] / x_bytes,

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -99,16 +100,14 @@ def test_the_plain_operations_pass_as_the_block_does() -> None:
 # --- speed, input, step, ranks ------------------------------------------------------------------------------------
 
 
-def test_a_kernel_is_as_fast_as_a_copy_where_it_is_one_and_a_slow_one_is_seen() -> None:
+def test_a_slow_kernel_is_seen() -> None:
     def slow(x: Tensor) -> Tensor:
-        time.sleep(0.02)
+        time.sleep(0.05)
         return x * 1
 
-    copy = checks.bandwidth(CPU, torch.clone, False, passes=2, bound=0.01, images=1)
-    assert (copy.verdict, copy.unit) == ("ok", "of a copy's GB/s")
     found = checks.bandwidth(CPU, slow, False, passes=2, bound=0.5, images=1)
-    assert found.verdict == "off"
-    assert found.worst < 0.5
+    assert (found.verdict, found.unit) == ("off", "of a copy's GB/s")
+    assert replace(found, worst=0.5).verdict == "ok"
 
 
 def test_a_backward_is_timed_without_its_forward() -> None:
