@@ -63,7 +63,7 @@ class RunConfig:
     learning_rate: float = asked("task", "constant learning rate", 0.01, parse=real(0, above=True))
     momentum: float = asked("task", "momentum", 0.9, parse=real(0, maximum=1))
     weight_decay: float = asked("task", "weight decay", 0.0005, parse=real(0))
-    init: str | None = asked("task", "initial weights: paper (0.01) or code2012 (0.03 in conv3-5); torchvision's net has its own", "paper", choices=("paper", "code2012"))
+    init: str | None = asked("task", "initial weights: paper (0.01) or code2012 (0.03 in conv3-5); some nets have their own", "paper", choices=("paper", "code2012"))
 
     gpus: int | None = asked("shape", "GPUs, one rank each; 1,2,4 gives a row group for each", None, parse=whole(1))
     cpus: int | None = asked("shape", "CPU ranks over gloo, the same code path as GPUs over NCCL", None, parse=whole(1))

@@ -49,7 +49,8 @@ def relu_lrn_maxpool(
     """The pooled activations (N, C, (H - 3) // 2 + 1, (W - 3) // 2 + 1) of a convolution's output x (N, C, H, W), as above.
 
     x is bfloat16 or float32, on CUDA also float16; H and W are at least 3; other arguments as in
-    `models.lrn.local_response_norm`. Sums, powers and comparisons are in float32. The result has x's dtype and device and
+    `models.lrn.local_response_norm`. Sums, powers and comparisons are in float32; on CUDA 16-bit
+    inputs are compared in its upper 28 bits, so that nearly equal activations count as equal. The result has x's dtype and device and
     is channels-last; another memory format is copied to it first. Of equal activations in a window the first wins, as
     in `max_pool2d`. Differentiable once; x and the winners' places are kept for the backward pass.
     On a CPU, `build` compiles the operator first, which raises RuntimeError where there is no compiler.

@@ -2,8 +2,9 @@
 
 models.lrn has the normalisation's formula, models.block the operator. A program holds one column of channels of one image
 and walks down its rows: of each it loads the even places 2 q and the odd places 2 q + 1, as two tiles (BLOCK_Q, BLOCK_C).
-With channels in eights every access to x is 128 bits wide; a program loads no byte twice. What rows of pooled places share stays in registers; what
-neighbours in a row share moves one place along q through shared memory; a channel's neighbours come from registers.
+With channels in eights every access to x is 128 bits wide, and a program loads no byte twice. What rows of pooled places
+share stays in registers; what neighbours in a row share moves one place along q through shared memory; a channel's
+neighbours come from registers.
 
 A tagged value is a float32 and a number below 16 in one integer. Forward, the tag is 15 - (4 dy + dx), or 4 dy + dx if the
 value is NaN: values are never negative, so their bits sort as they do, and the largest of a window's tagged values is
