@@ -148,7 +148,7 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
         raise AskedWrongly(f"--image-size {typed['image_size']} was asked and {model} takes {side}: leave it out")
     if model in models.OWN_INIT:
         if "init" in typed:
-            raise AskedWrongly(f"--init was asked and {typed['model']} has its own initial weights: leave --init out")
+            raise AskedWrongly(f"--init was asked and {model} has its own initial weights: leave --init out")
         typed["init"] = None
     asked = settings(typed.pop("recipe", "throughput" if gpus else "smoke"), typed)
     kind = "gpus" if gpus else "cpus"
@@ -226,7 +226,8 @@ def run_groups(configs: list[RunConfig], table: Path, *, quiet: bool) -> int:
         say("no validation set: no val/ folder, and no images to spare for one; the error columns stay empty")
     if configs[0].precision == "bf16" and not configs[0].on_gpu and not launch.cpu_multiplies_bf16():
         say("this CPU has no bf16 instructions: bf16 will be far slower than fp32 here")
-    if configs[0].block == "plain" and not configs[0].on_gpu and environment.cpp_compiler().found is None:
+    lacks_compiler = not configs[0].on_gpu and environment.cpp_compiler().found is None
+    if lacks_compiler and models.can_fuse(configs[0].model):
         say("no C++ compiler: ReLU, LRN and max-pool run as separate operations (--block plain)")
     worst = 0
     for config, images in asked:

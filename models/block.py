@@ -48,11 +48,11 @@ def relu_lrn_maxpool(
 ) -> Tensor:
     """The pooled activations (N, C, (H - 3) // 2 + 1, (W - 3) // 2 + 1) of a convolution's output x (N, C, H, W), as above.
 
-    x is bfloat16 or float32, on CUDA also float16; H and W are at least 3; other arguments as in
-    `models.lrn.local_response_norm`. Sums, powers and comparisons are in float32; on CUDA 16-bit
-    inputs are compared in its upper 28 bits, so that nearly equal activations count as equal. The result has x's dtype and device and
-    is channels-last; another memory format is copied to it first. Of equal activations in a window the first wins, as
-    in `max_pool2d`. Differentiable once; x and the winners' places are kept for the backward pass.
+    x is bfloat16 or float32, on CUDA also float16, where a column has at most models.block_triton.MAX_WIDTH channels; H
+    and W are at least 3; other arguments as in `models.lrn.local_response_norm`. Sums and powers are in float32, and so
+    are comparisons, but on CUDA those of 16-bit inputs see its upper 28 bits. Of equal activations in a window the first
+    wins, as in `max_pool2d`. The result has x's dtype and device and is channels-last; another memory format is copied
+    to it first. Differentiable once; x and the winners' places are kept for the backward pass.
     On a CPU, `build` compiles the operator first, which raises RuntimeError where there is no compiler.
     Raises ValueError for an argument that has no right answer.
     """
