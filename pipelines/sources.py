@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipelines import DataError
 
@@ -17,11 +20,16 @@ DIGEST_CHARACTERS = 16
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one purpose; the place of a file in `files` is its index everywhere."""
+    """Images of one purpose; the place of an image in `files` is its index everywhere."""
 
-    files: tuple[str, ...]  # absolute paths, class by class, by name inside a class
+    files: tuple[str, ...]  # absolute path (or s3:// address) of the file that holds each image
     labels: tuple[int, ...]  # places in `ImageSet.classes`
     num_classes: int
+    spans: NDArray[np.int64] | None = field(
+        default=None, compare=False
+    )  # (N, 2): first byte and bytes; None: whole files
+    square: int | None = None  # side of images that were already cut to a square, pixels
+    raw: bool = False  # the bytes are the pixels (square, square, 3) uint8 rather than an encoded image
 
     def __len__(self) -> int:
         return len(self.files)
@@ -36,6 +44,7 @@ class ImageSet:
     classes: tuple[str, ...]
     dataset_id: str
     source_form: str = "folders"
+    excluded: int = 0  # images left out because the person said so
 
 
 @dataclass(frozen=True)
