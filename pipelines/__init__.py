@@ -2,19 +2,27 @@
 
 Every pipeline keeps one contract. Images are raw RGB pixels, 0 to 255, minus a mean; they are never divided by a
 standard deviation, which would silently switch the network's response normalisation off. Training iterators are
-endless and every batch is full: the reader wraps round. Evaluation gives every image of the split exactly once over
-all shards; the places that fill up a shard's last batch have index -1 and label 0.
+endless and every batch is full: one epoch runs into the next. Order and augmentation are functions of the seed and of
+the images drawn before, so that an iterator can be had again from the middle of an epoch (`State`). Evaluation gives
+every image of the split exactly once over all shards; the places that fill up a shard's last batch have index -1 and
+label 0.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
+from pipelines.augment import CHANNEL_MEANS, COLOUR_NOISE_BASIS, JITTER
+
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from pipelines.sources import Split
 
@@ -23,9 +31,11 @@ PIPELINES = {
     "torch": "pipelines.torch_loader:batches",
     "synthetic": "pipelines.synthetic:batches",
 }
-AUGMENTS = ("rrc", "rrc+jitter", "paper")
+AUGMENTS = ("rrc", "rrc+jitter", "paper", "code2012")
+RANDOM_RESIZED = ("rrc", "rrc+jitter")
 DEVICES = ("cpu", "cuda")
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "uint8")
+VIEWS = (1, 10)
 DECODES = ("cpu", "mixed")
 
 
@@ -36,9 +46,20 @@ class DataError(ValueError):
 class Batch(NamedTuple):
     """Images with their labels, all on the device asked for; the shapes never change."""
 
-    images: torch.Tensor  # (N, 3, S, S) float32 or float16, channels-last: raw pixels minus the mean
+    images: (
+        torch.Tensor
+    )  # (N, 3, S, S) as `Request.dtype`, channels-last; ten views: (10 N, 3, S, S), an image's together
     labels: torch.Tensor  # (N,) int64
     indices: torch.Tensor  # (N,) int64: place in `Split.files`, -1 where evaluation pads
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a training iterator stands after some batches; `Request.resume` goes on from there with the same numbers."""
+
+    batches: int
+    request_id: str  # of what was asked: anything else refuses this state
+    operators: str = ""  # what the pipeline's own random operators know, base64
 
 
 class Batches(Protocol):
@@ -47,6 +68,8 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
     def __next__(self) -> Batch: ...
+
+    def state(self) -> State: ...
 
     def close(self) -> None: ...
 
@@ -59,7 +82,15 @@ class Request:
     images_per_batch: int
     training: bool = True
     augment: str = "rrc"  # training only
+    jitter: tuple[float, float, float, float] = JITTER  # rrc+jitter: brightness, contrast, saturation, hue in turns
     image_size: int = 224  # side of the square image, pixels
+    resized_side: int = (
+        0  # pixels of the shorter side that `image_size` is cut from; 0: as 256 to 224, the paper's section 2
+    )
+    mean_image: NDArray[np.float32] | None = field(default=None, compare=False)  # (S, S, 3); None: `channel_means`
+    channel_means: tuple[float, ...] = CHANNEL_MEANS
+    colour_basis: tuple[tuple[float, ...], ...] = COLOUR_NOISE_BASIS  # (3, 3), see `augment`
+    views: int = 1  # evaluation: the middle, or the paper's ten
     seed: int = 0
     shard: int = 0
     num_shards: int = 1
@@ -69,12 +100,15 @@ class Request:
     prefetch: int = 2  # batches made ahead
     decode: str = "cpu"
     hw_decoder_load: float | None = None  # share of JPEGs for the hardware decoder; None: DALI's own choice
+    resume: State | None = None  # training only: go on after these batches
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "resized_side", self.resized_side or round(self.image_size * 256 / 224))
         one_of("augment", self.augment, AUGMENTS)
         one_of("device", self.device.partition(":")[0], DEVICES)
         one_of("dtype", self.dtype, DTYPES)
         one_of("decode", self.decode, DECODES)
+        one_of("views", self.views, VIEWS)
         for name in ("images_per_batch", "image_size", "num_shards", "threads", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is too small: give at least 1")
@@ -82,6 +116,17 @@ class Request:
             raise ValueError(f"shard {self.shard} of {self.num_shards} does not exist: count shards from 0")
         if self.decode == "mixed" and self.device == "cpu":
             raise ValueError("decode mixed needs a GPU and the device is cpu: ask for decode cpu")
+        if self.resized_side < self.image_size:
+            raise ValueError(f"image_size {self.image_size} cannot be cut from {self.resized_side}: resize to more")
+        if self.training and (self.views > 1 or self.dtype == "uint8"):
+            raise ValueError("ten views and raw pixels are for evaluation: ask for training=False")
+        if self.training and self.augment in RANDOM_RESIZED and self.split.square:
+            raise DataError(no_random_resized(self.augment, self.split.square))
+        if self.resume is not None and self.resume.request_id != self.request_id:
+            raise DataError(
+                "the saved state of the input belongs to other images, seed, augmentation, batch size or ranks: "
+                "resume with what it was saved with"
+            )
         if self.training and len(self.split) < self.num_shards:
             raise DataError(f"{len(self.split)} training images cannot feed {self.num_shards} ranks: use fewer ranks")
 
@@ -95,9 +140,19 @@ class Request:
         return int(self.device.partition(":")[2] or 0) if self.on_gpu else None
 
     @property
-    def resized_side(self) -> int:
-        """Pixels of the shorter side that `image_size` is cut from: 256 for 224, the paper's section 2."""
-        return round(self.image_size * 256 / 224)
+    def request_id(self) -> str:
+        """Digest of all that the stream of training images depends on; threads, queues and folders are not among it."""
+        split = self.split
+        digest = hashlib.sha256()
+        for text in map(os.path.basename, split.files):
+            digest.update(os.fsencode(text) + b"\0")
+        spans = split.spans.tobytes() if split.spans is not None else b""
+        means = self.mean_image.tobytes() if self.mean_image is not None else b""
+        asked = (split.labels, split.square, split.raw, self.images_per_batch, self.augment, self.jitter, self.image_size,
+                 self.resized_side, self.channel_means, self.colour_basis, self.seed, self.shard, self.num_shards)  # fmt: skip
+        for part in (spans, means, repr(asked).encode()):
+            digest.update(hashlib.sha256(part).digest())
+        return digest.hexdigest()[:16]
 
     @property
     def evaluation_slice(self) -> range:
@@ -106,10 +161,18 @@ class Request:
         return range(total * self.shard // self.num_shards, total * (self.shard + 1) // self.num_shards)
 
 
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def no_random_resized(augment: str, square: int) -> str:
+    """Why squares that were cut before cannot be cut at random again, and what to do."""
+    return (
+        f"--augment {augment} was asked of images that were prepared as {square}x{square} squares, whose random areas and "
+        "aspects of the whole photograph are gone: ask for --augment paper, or give --data the originals"
+    )
+
+
+def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """ValueError that lists the right values where `value` is none of them."""
     if value not in allowed:
-        raise ValueError(f"unknown {name} {value!r}: choose from {', '.join(allowed)}")
+        raise ValueError(f"unknown {name} {value!r}: choose from {', '.join(map(str, allowed))}")
 
 
 def create(name: str, **arguments: Any) -> Batches:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 # ImageNet's, from the metadata file that cuda-convnet2 ships: means over the pixels of its mean image.
 CHANNEL_MEANS = (127.30, 119.72, 104.91)
 
@@ -27,9 +25,14 @@ COLOUR_NOISE_BASIS = tuple(
 CROP_AREA = (0.08, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
 
-# Colour jitter: factors are 1 plus or minus these; the hue turns by at most so many degrees either way.
-JITTER_FACTOR = 0.4
-JITTER_HUE_DEGREES = 36.0
+# Colour jitter: brightness, contrast and saturation are multiplied by 1 plus or minus at most this; the hue turns by at
+# most this share of a full turn either way.
+JITTER = (0.4, 0.4, 0.4, 0.1)
+
+# Where the source released with the paper (`code2012`) differs from the print: crop and flip are shared by so many
+# consecutive images, and the noisy image is divided.
+IMAGES_A_CROP = 32
+CODE2012_DIVISOR = 1.1
 
 
 def mixed_seed(*parts: int) -> int:
@@ -41,13 +44,3 @@ def mixed_seed(*parts: int) -> int:
         state = state * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 32
     return state & 0x7FFFFFFF
-
-
-def shuffled(count: int, seed: int, num_shards: int) -> list[int]:
-    """A seeded order of `count` places, cut so that `num_shards` divides it: every shard is then equally long.
-
-    The at most `num_shards - 1` places left out are the same in every epoch of a run.
-    """
-    order = list(range(count))
-    random.Random(mixed_seed(seed, 0)).shuffle(order)
-    return order[: count - count % num_shards]

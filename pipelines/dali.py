@@ -6,6 +6,7 @@ is shared out as `decode` says, and all later work and the outputs are the devic
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -16,21 +17,14 @@ from nvidia.dali import Pipeline, fn, types
 from nvidia.dali import math as dali_math
 from torch.utils.dlpack import from_dlpack
 
-from pipelines import Batch, Request
-from pipelines.augment import (
-    CHANNEL_MEANS,
-    COLOUR_NOISE_BASIS,
-    COLOUR_NOISE_STD,
-    CROP_AREA,
-    CROP_ASPECT,
-    JITTER_FACTOR,
-    JITTER_HUE_DEGREES,
-    mixed_seed,
-    shuffled,
-)
-from pipelines.diagnose import READER_QUEUE, bad_image
+from pipelines import RANDOM_RESIZED, Batch, DataError, Request, State
+from pipelines.augment import CODE2012_DIVISOR, CROP_AREA, CROP_ASPECT, mixed_seed
+from pipelines.diagnose import bad_image
+from pipelines.feed import Feed, numbers_of
 
 DTYPES = {"float32": types.FLOAT, "float16": types.FLOAT16}
+# Corners and middle of the square as shares of the room that a crop has in it: down, right.
+TEN_VIEWS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))
 
 
 def batches(request: Request) -> DaliBatches:
@@ -44,15 +38,14 @@ class DaliBatches:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.total = None if request.training else math.ceil(len(request.evaluation_slice) / request.images_per_batch)
-        self.delivered = 0
+        self.delivered = request.resume.batches if request.resume else 0
         self.scheduled = 0
         self.classes = torch.tensor(request.split.labels, dtype=torch.int64, device=request.device)
         # An evaluation shorter than the queue would decode images that nobody asked for.
-        depth = request.prefetch if self.total is None else min(request.prefetch, max(1, self.total))
-        self.depth = depth
+        self.depth = request.prefetch if self.total is None else min(request.prefetch, max(1, self.total))
         self.pipeline: Pipeline | None = None
         if self.total != 0:
-            self.pipeline = graph(request, request.device_id, depth)
+            self.pipeline = graph(request, request.device_id, self.depth)
             self.pipeline.build()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -66,11 +59,18 @@ class DaliBatches:
             self._schedule()
             images, indices = self.pipeline.share_outputs(cuda_stream=stream)
             self.pipeline.release_outputs()
+        except DataError:
+            self.close()
+            raise
         except RuntimeError as error:
             raise self._explained(error) from error
-        batch = self._batch(from_dlpack(images.as_tensor()), from_dlpack(indices.as_tensor()))
         self.delivered += 1
-        return batch
+        return self._batch(from_dlpack(images.as_tensor()), from_dlpack(indices.as_tensor()))
+
+    def state(self) -> State:
+        """After the batches delivered so far; for training only."""
+        assert self.pipeline is not None
+        return State(self.delivered, self.request.request_id, base64.b64encode(self.pipeline.checkpoint()).decode())
 
     def close(self) -> None:
         """Free the pipeline: its threads and, once the last batch is gone, its memory."""
@@ -86,14 +86,10 @@ class DaliBatches:
             self.pipeline.schedule_run()
 
     def _batch(self, images: torch.Tensor, indices: torch.Tensor) -> Batch:
-        """Images (N, S, S, 3) and int32 indices (N, 1) as DALI gives them, as the contract wants them."""
+        """Images (N, S, S, 3), or (N, 10, S, S, 3), and int32 indices (N, 1), as the contract wants them."""
         places = indices.flatten().long()
-        labels = self.classes[places]
-        if self.total is not None:
-            valid = len(self.request.evaluation_slice) - self.delivered * self.request.images_per_batch
-            places[max(0, valid) :] = -1
-            labels[max(0, valid) :] = 0
-        return Batch(images.permute(0, 3, 1, 2), labels, places)
+        labels = self.classes[places.clamp(min=0)] * (places >= 0)
+        return Batch(images.flatten(0, -4).permute(0, 3, 1, 2), labels, places)
 
     def _explained(self, error: RuntimeError) -> Exception:
         self.close()
@@ -108,6 +104,7 @@ def graph(request: Request, device_id: int | None, depth: int) -> Pipeline:
 
     With `device_id=None` every variant can be constructed and serialised on a machine without a GPU.
     """
+    resume = request.resume
     pipeline = Pipeline(
         batch_size=request.images_per_batch,
         num_threads=request.threads,
@@ -115,56 +112,70 @@ def graph(request: Request, device_id: int | None, depth: int) -> Pipeline:
         seed=mixed_seed(request.seed, 1, request.shard),
         prefetch_queue_depth=depth,
         exec_dynamic=True,
+        enable_checkpointing=request.training,
+        checkpoint=base64.b64decode(resume.operators) if resume else None,
     )
     with pipeline:
-        encoded, index = reader(request)
-        images = prepared(request, encoded)
+        images, index, numbers = fed(request)
+        images = prepared(request, images, numbers)
         pipeline.set_outputs(images, index.gpu() if request.on_gpu else index)
     return pipeline
 
 
-def reader(request: Request, stand_in: str | None = None) -> Any:
-    """Encoded files and their int32 indices, in the order of this shard; `stand_in` replaces every file by one.
+def fed(request: Request) -> tuple[Any, Any, dict[str, Any]]:
+    """Encoded images (raw sets: their pixels), the index of each, and the random numbers by name."""
+    feed = Feed(request)
+    names = numbers_of(request) if request.training else ()
+    whole_files = request.split.spans is None
+    # The feed's maps live as long as the graph that holds it: DALI need not copy what they show.
+    layout = "HWC" if request.split.raw else None
+    images = fn.external_source(feed.images, batch=True, no_copy=not whole_files, dtype=types.UINT8, layout=layout)
+    if whole_files:
+        images = fn.io.file.read(images)
+    index, *numbers = fn.external_source(feed.numbers, num_outputs=1 + len(names), batch=True)
+    return images, index, dict(zip(names, numbers, strict=True))
 
-    Training: epoch e is one seeded permutation for all shards, of which each reads its own equal part. The reader's own
-    seed makes the later epochs and ignores the pipeline's; it must be equal on all ranks, or they overlap.
+
+def prepared(request: Request, images: Any, numbers: dict[str, Any]) -> Any:
+    """What `fed` gives to float (S, S, 3), or (10, S, S, 3): decoded, cropped, resized, coloured, flipped, minus the mean."""
+    if not request.training and request.views == 10:
+        square = pixels(request, images, None, request.resized_side)
+        return fn.stack(*(less_mean(request, square, at, mirror) for mirror in (0, 1) for at in TEN_VIEWS))
+    if request.training and request.augment in RANDOM_RESIZED:
+        images = random_resized_crop(request, images)
+    else:
+        images = pixels(request, images, numbers.get("offset"), request.image_size)
+    if "jitter" in numbers:
+        images = colour_jitter(images, numbers["jitter"])
+    if request.dtype == "uint8":
+        return images
+    return less_mean(request, images, None, numbers.get("mirror", 0), numbers.get("noise"))
+
+
+def less_mean(request: Request, images: Any, at: tuple[float, float] | None, mirror: Any, noise: Any = None) -> Any:
+    """Pixels (S, S, 3) minus the mean, plus a colour; cut out `at` a place first (see TEN_VIEWS), and flipped.
+
+    The mean image's centre is taken from every crop as it is shown, wherever it was cut: the paper's source does so.
     """
-    if request.training:
-        places = shuffled(len(request.split), request.seed, request.num_shards)
-        sharding: dict[str, Any] = {
-            "shard_id": request.shard,
-            "num_shards": request.num_shards,
-            "shuffle_after_epoch": True,
-            "shuffle_after_epoch_seed": mixed_seed(request.seed, 2),
-        }
-    else:
-        places, sharding = list(request.evaluation_slice), {}
-    files = [stand_in] * len(places) if stand_in else [request.split.files[place] for place in places]
-    return fn.readers.file(files=files, labels=places, name="reader", prefetch_queue_depth=READER_QUEUE, **sharding)
-
-
-def prepared(request: Request, encoded: Any) -> Any:
-    """Encoded images to float (S, S, 3): decoded, cropped, resized, coloured, flipped, minus the mean."""
-    if request.training and request.augment != "paper":
-        images = random_resized_crop(request, encoded)
-    else:
-        images = crop_of_resized(request, encoded)
-    mean: Any = list(CHANNEL_MEANS)
-    if request.training and request.augment == "rrc+jitter":
-        images = colour_jitter(images)
-    if request.training and request.augment == "paper":
-        mean = types.Constant(np.array(CHANNEL_MEANS, np.float32)) - colour_noise()
-    return fn.crop_mirror_normalize(
-        images,
-        dtype=DTYPES[request.dtype],
-        output_layout="HWC",
-        mean=mean,
-        mirror=fn.random.coin_flip() if request.training else 0,
+    mean: Any = [0.0] * 3 if request.mean_image is not None else list(request.channel_means)
+    if noise is not None:
+        mean = types.Constant(np.array(mean, np.float32)) - noise
+    divisor = CODE2012_DIVISOR if request.training and request.augment == "code2012" else 1.0
+    cut = {"crop": [request.image_size] * 2, "crop_pos_y": at[0], "crop_pos_x": at[1]} if at else {}
+    dtype = types.FLOAT if request.mean_image is not None else DTYPES[request.dtype]
+    images = fn.crop_mirror_normalize(
+        images, dtype=dtype, output_layout="HWC", mean=mean, std=[divisor] * 3, mirror=mirror, **cut
     )
+    if request.mean_image is None:
+        return images
+    images = images - types.Constant(
+        request.mean_image / np.float32(divisor), device="gpu" if request.on_gpu else "cpu"
+    )
+    return images if request.dtype == "float32" else fn.cast(images, dtype=DTYPES[request.dtype])
 
 
 def decoder_arguments(request: Request) -> dict[str, Any]:
-    """Device and options of either decoder. Orientation by EXIF is not applied, as in the sets' own labels."""
+    """Device and options of every decoder. Orientation by EXIF is not applied, as in the sets' own labels."""
     arguments: dict[str, Any] = {"device": request.decode, "adjust_orientation": False}
     if request.decode == "mixed":
         # The CPU's decoder smooths chroma as it enlarges it; the GPU's must, or the same file is another picture there.
@@ -175,8 +186,8 @@ def decoder_arguments(request: Request) -> dict[str, Any]:
 
 
 def on_device(request: Request, images: Any) -> Any:
-    """What a CPU decoder gave, moved to where the rest of the work is done."""
-    return images.gpu() if request.on_gpu and request.decode == "cpu" else images
+    """What the CPU gave, moved to where the rest of the work is done."""
+    return images.gpu() if request.on_gpu and (request.decode == "cpu" or request.split.raw) else images
 
 
 def random_resized_crop(request: Request, encoded: Any) -> Any:
@@ -187,44 +198,47 @@ def random_resized_crop(request: Request, encoded: Any) -> Any:
     return fn.resize(on_device(request, images), size=[request.image_size] * 2)
 
 
-def crop_of_resized(request: Request, encoded: Any) -> Any:
-    """Shorter side resized, its centre square, and of that a crop (S, S, 3) uint8: random in training, else the middle.
+def pixels(request: Request, images: Any, offset: Any, cut: int) -> Any:
+    """(cut, cut, 3) uint8 of the picture's centre square, at `offset` in it, or from its middle."""
+    if offset is None:
+        offset = types.Constant([float((request.resized_side - cut) // 2)] * 2)
+    if request.split.square != request.resized_side:
+        return crop_of_resized(request, images, offset, cut)
+    start = fn.cast(offset, dtype=types.INT32)
+    if request.split.raw:
+        return on_device(request, fn.slice(images, start, [cut, cut], axes=[0, 1]))
+    images = fn.decoders.image_slice(images, start=start, shape=[cut, cut], axes=[0, 1], **decoder_arguments(request))
+    return on_device(request, images)
+
+
+def crop_of_resized(request: Request, encoded: Any, offset: Any, cut: int) -> Any:
+    """Shorter side resized, its centre square, and of that a crop (cut, cut, 3) uint8 at `offset`, whole pixels of it.
 
     The crop's window is traced back into the stored picture and only that is decoded, with as much around it as the
     resampling filter reaches: the same pixels as resizing the whole, and less work.
     """
-    side, cut = request.resized_side, request.image_size
-    size = fn.cast(fn.peek_image_shape(encoded, adjust_orientation=False)[:2], dtype=types.FLOAT)
+    side = request.resized_side
+    size = fn.cast(shape_of(request, encoded)[:2], dtype=types.FLOAT)
     scale = fn.reductions.min(size) / float(side)
-    if request.training:
-        offset = fn.random.uniform(values=[float(place) for place in range(side - cut + 1)], shape=2)
-    else:
-        offset = (side - cut) // 2
     start = (size - side * scale) / 2.0 + offset * scale
     end = start + cut * scale
     reach = dali_math.ceil(dali_math.max(scale, 1.0)) + 1.0
     first = dali_math.max(dali_math.floor(start - reach), 0.0)
     last = dali_math.min(dali_math.ceil(end + reach), size)
-    images = fn.decoders.image_slice(
-        encoded,
-        start=fn.cast(first, dtype=types.INT32),
-        end=fn.cast(last, dtype=types.INT32),
-        axes=[0, 1],
-        **decoder_arguments(request),
-    )
+    window = {"start": fn.cast(first, dtype=types.INT32), "end": fn.cast(last, dtype=types.INT32), "axes": [0, 1]}
+    if request.split.raw:
+        images = fn.slice(encoded, **window)
+    else:
+        images = fn.decoders.image_slice(encoded, **window, **decoder_arguments(request))
     return fn.resize(on_device(request, images), size=[cut, cut], roi_start=start - first, roi_end=end - first)
 
 
-def colour_jitter(images: Any) -> Any:
-    """Brightness, contrast, saturation and hue changed at random in one pass; uint8 in and out."""
-    factors = {
-        name: fn.random.uniform(range=[1 - JITTER_FACTOR, 1 + JITTER_FACTOR])
-        for name in ("brightness", "contrast", "saturation")
-    }
-    return fn.color_twist(images, hue=fn.random.uniform(range=[-JITTER_HUE_DEGREES, JITTER_HUE_DEGREES]), **factors)
+def shape_of(request: Request, images: Any) -> Any:
+    """Height, width and channels of each picture, before it is decoded."""
+    return images.shape() if request.split.raw else fn.peek_image_shape(images, adjust_orientation=False)
 
 
-def colour_noise() -> Any:
-    """The paper's section 4.1: one colour (3,) an image, to be added to all its pixels."""
-    basis = types.Constant(np.array(COLOUR_NOISE_BASIS, np.float32))
-    return fn.reductions.sum(basis * fn.random.normal(stddev=COLOUR_NOISE_STD, shape=3), axes=1)
+def colour_jitter(images: Any, jitter: Any) -> Any:
+    """Brightness, contrast, saturation and hue changed by each image's (4,) numbers in one pass; uint8 in and out."""
+    names = ("brightness", "contrast", "saturation", "hue")
+    return fn.color_twist(images, **{name: jitter[place] for place, name in enumerate(names)})

@@ -1,7 +1,7 @@
 """Which image comes when, and every random number of an image that does not depend on its size.
 
-All are pure functions of the seed and of how many images were drawn before, made from integers alone: the same on every
-machine, whatever the threads, and as cheap to ask for the middle of an epoch as for its beginning.
+All are pure functions of the seed and of how many images were drawn before, and come from integers alone: the same on
+every machine, whatever the threads, and as cheap to ask for in the middle of an epoch as at its beginning.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pipelines import Batch, Request
+from pipelines import Batch, Request, State
 from pipelines.augment import CHANNEL_MEANS, mixed_seed
 
 
@@ -22,6 +22,7 @@ class SyntheticBatches:
 
     def __init__(self, request: Request) -> None:
         self.batch: Batch | None = resident_batch(request)
+        self.request_id = request.request_id
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -30,6 +31,10 @@ class SyntheticBatches:
         if self.batch is None:
             raise StopIteration
         return self.batch
+
+    def state(self) -> State:
+        """The batch is always the same one."""
+        return State(0, self.request_id)
 
     def close(self) -> None:
         """Let go of the batch."""

@@ -18,7 +18,7 @@ import pipelines
 from pipelines import AUGMENTS, Batch, DataError, Request
 from pipelines.augment import CHANNEL_MEANS, COLOUR_NOISE_BASIS
 from pipelines.sources import Split
-from pipelines.torch_loader import Images, Order
+from pipelines.torch_loader import Images, Visits
 
 MEANS = torch.tensor(CHANNEL_MEANS)
 
@@ -75,7 +75,7 @@ def test_every_image_comes_once_an_epoch_over_all_ranks_and_epochs_differ(pictur
     for epoch in range(3):
         drawn = []
         for shard in range(ranks):
-            order = Order(request(pictures, images_per_batch=1, shard=shard, num_shards=ranks))
+            order = Visits(request(pictures, images_per_batch=1, shard=shard, num_shards=ranks))
             stream = [batch[0][0] for batch in itertools.islice(order, 3 * share)]
             drawn.append(stream[epoch * share : (epoch + 1) * share])
         assert sorted(itertools.chain(*drawn)) == list(range(12))
@@ -86,7 +86,7 @@ def test_every_image_comes_once_an_epoch_over_all_ranks_and_epochs_differ(pictur
 def test_evaluation_covers_every_image_once_over_three_ranks(pictures: Split) -> None:
     seen = []
     for shard in range(3):
-        for batch in Order(request(pictures, training=False, images_per_batch=3, shard=shard, num_shards=3)):
+        for batch in Visits(request(pictures, training=False, images_per_batch=3, shard=shard, num_shards=3)):
             assert len(batch) == 3
             seen += [place for place, _ in batch if place >= 0]
     assert sorted(seen) == list(range(12))
