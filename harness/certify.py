@@ -39,7 +39,7 @@ from harness.checks import (
 )
 from models import block, lrn
 from pipelines import dataset, sources
-from pipelines.sources import Split
+from pipelines.imageset import Split
 
 TIME_BOX_S = 120.0
 BLOCK_DTYPES = {"cuda": lrn.DTYPES["cuda"], "cpu": block.ON_CPU}
@@ -206,7 +206,7 @@ def main(data: str | None, time_box_s: float = TIME_BOX_S) -> int:
     pipelines.DataError says what is wrong with the folder of pictures; without one the embedded set is taken, where needed.
     """
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    given = sources.open_folder(data).train if data else None
+    given = sources.open_source(data).train if data else None
     verdicts = report(checks(device, cache(lambda: given or dataset.open_embedded_set().train)), time_box_s)
     print("\n" + textwrap.fill(last_line(verdicts, device), doctor.line_width()))
     return exit_status(verdicts)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import models
 import pipelines
 from harness.config import AskedWrongly, RunConfig, real
+from harness.data import add_data
 from harness.recipes import LENGTHS, RECIPES, settings
 from pipelines import DataError
 
@@ -84,11 +85,7 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--data", metavar="FOLDER", help="pictures for --certify (default: the embedded set)")
     doctor.set_defaults(call=run_doctor)
 
-    data = commands.add_parser("data", help="make the embedded set")
-    data.add_subparsers(dest="what", metavar="make", required=True, parser_class=Parser).add_parser(
-        "make", help="write the embedded set to its cache, and say where it is"
-    )
-    data.set_defaults(call=run_data_make)
+    add_data(commands, Parser)
     return top
 
 
@@ -140,6 +137,8 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
     lengths = [f"--{name.replace('_', '-')}" for name in LENGTHS if name in typed]
     if len(lengths) > 1:
         raise AskedWrongly(f"{' and '.join(lengths)} were both asked and a run has one length: give one of them")
+    if "exclude" in typed and "data" not in typed:
+        raise AskedWrongly("--exclude was given and the embedded set has nothing to leave out: give --data too")
     if typed.get("pipeline") == "synthetic" and "data" in typed:
         raise AskedWrongly("--pipeline synthetic reads no images and --data was given: leave one of them out")
     model = typed.get("model", RunConfig.model)
@@ -151,6 +150,10 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
             raise AskedWrongly(f"--init was asked and {model} has its own initial weights: leave --init out")
         typed["init"] = None
     asked = settings(typed.pop("recipe", "throughput" if gpus else "smoke"), typed)
+    if asked.get("jitter") and asked["augment"] != "rrc+jitter":
+        raise AskedWrongly(
+            f"--jitter was given and --augment {asked['augment']} jitters no colours: ask for --augment rrc+jitter"
+        )
     kind = "gpus" if gpus else "cpus"
     return [RunConfig(**asked, **({kind: number} if number else {})) for number in gpus or cpus or (None,)]
 
@@ -211,6 +214,7 @@ def run_groups(configs: list[RunConfig], table: Path, *, quiet: bool) -> int:
     from harness import environment, launch
     from harness.images import open_images
     from harness.progress import Display
+    from pipelines import sources
 
     def say(text: str) -> None:
         if not quiet:
@@ -221,7 +225,9 @@ def run_groups(configs: list[RunConfig], table: Path, *, quiet: bool) -> int:
         with Display(quiet=quiet) as display:
             images = open_images(config, lambda done, of: display.show({"phase": "data", "share": done / of}))
         launch.check_shape(config, len(images.train))
+        launch.check_images(config, images)
         asked.append((config, images))
+    say(sources.described(images))
     if images.val is None and configs[0].pipeline != "synthetic":
         say("no validation set: no val/ folder, and no images to spare for one; the error columns stay empty")
     if configs[0].precision == "bf16" and not configs[0].on_gpu and not launch.cpu_multiplies_bf16():
@@ -334,16 +340,6 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         print()
         status = max(status, certify.main(arguments.data))
     return status
-
-
-def run_data_make(arguments: argparse.Namespace) -> int:
-    from harness.progress import Display
-    from pipelines import dataset
-
-    with Display(quiet=False) as display:
-        path = dataset.make_embedded_set(progress=lambda done, of: display.show({"phase": "data", "share": done / of}))
-    print(path)
-    return 0
 
 
 def stop(number: int, _frame: object) -> NoReturn:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.augment import JITTER
+
 KINDS = ("task", "shape", "setting", "bookkeeping")
 
 
@@ -41,6 +43,16 @@ def real(minimum: float, *, above: bool = False, maximum: float = math.inf) -> C
     return parse
 
 
+def jitter(text: str) -> str | None:
+    """`brightness,contrast,saturation,hue`; None for what `rrc+jitter` means anyway."""
+    numbers = tuple(float(part) for part in text.split(","))
+    if len(numbers) != 4 or not all(0 <= number <= most for number, most in zip(numbers, (1, 1, 1, 0.5), strict=True)):
+        raise argparse.ArgumentTypeError(
+            f"{text} is no jitter: give brightness,contrast,saturation (0 to 1) and hue (0 to 0.5 turns), as 0.4,0.4,0.4,0.1"
+        )
+    return None if numbers == JITTER else ",".join(f"{number:g}" for number in numbers)
+
+
 def asked(kind: str, text: str, default: Any, *, parse: Callable[[str], Any] = str, choices: Any = None) -> Any:
     """A field of RunConfig: `kind` decides which digest it enters, `text` is its line in --help."""
     assert kind in KINDS
@@ -56,7 +68,8 @@ class RunConfig:
 
     # fmt: off
     model: str = asked("task", "network, by name", "alexnet")
-    augment: str = asked("task", "training augmentation: rrc, rrc+jitter or paper", "rrc")
+    augment: str = asked("task", "training augmentation: random-resized crops (rrc, rrc+jitter), or the paper's crops of 256x256 as printed (paper) or as its source does (code2012)", "rrc")
+    jitter: str | None = asked("task", "of rrc+jitter: most change of brightness,contrast,saturation, and of hue in turns; 0.4,0.4,0.4,0.1 if left out", None, parse=jitter)
     precision: str = asked("task", "fp32 (TF32 off) or bf16 autocast", "fp32", choices=("fp32", "bf16"))
     image_size: int = asked("task", "side of the square input, pixels; the network's own if left out", 224, parse=whole(1))
     optimiser: str = asked("task", "the paper's SGD with momentum", "sgd", choices=("sgd",))
@@ -80,7 +93,10 @@ class RunConfig:
     hw_decoder_load: float | None = asked("setting", "share of JPEGs for the hardware decoder", None, parse=real(0, maximum=1))
     bucket_mib: int | None = asked("setting", "gradient bucket of data parallelism, MiB", None, parse=whole(1))
 
-    data: str | None = asked("bookkeeping", "image folder (train/<class>/ and val/<class>/, or <class>/); the embedded set if left out", None)
+    data: str | None = asked("bookkeeping", "images: class folders, ImageNet as distributed, WebDataset or TFRecord shards, a set of `data prepare`, or s3:// class folders; the embedded set if left out", None)
+    exclude: str | None = asked("bookkeeping", "file of images to leave out, as `data check` writes it", None)
+    statistics: str | None = asked("bookkeeping", "file of `data statistics`: its mean image and colours in place of ImageNet's", None)
+    views: int = asked("bookkeeping", "views of an image in evaluations: its middle, or the paper's ten with their outputs averaged", 1, parse=whole(1), choices=(1, 10))
     steps: int | None = asked("bookkeeping", "length: timed steps, after warm-up", None, parse=whole(1))
     timed_seconds: float | None = asked("bookkeeping", "length: seconds of timed steps once settled", None, parse=real(0, above=True))
     epochs: float | None = asked("bookkeeping", "length: passes over the training images", None, parse=real(0, above=True))
@@ -108,10 +124,10 @@ class RunConfig:
         return replace(self, **changes)
 
     def columns(self) -> dict[str, Any]:
-        """The fields as cells. A folder is told by its last name: a path of one machine means nothing on another."""
+        """The fields as cells. A path is told by its last name: what leads there means nothing on another machine."""
         cells = {item.name: getattr(self, item.name) for item in fields(self)}
-        cells["data"] = Path(self.data).resolve().name if self.data else None
-        return cells
+        paths = {name: Path(cells[name]).resolve().name for name in ("data", "exclude", "statistics") if cells[name]}
+        return {**cells, **paths}
 
 
 def names(kind: str) -> tuple[str, ...]:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from harness.config import RunConfig
-from pipelines import dataset, sources
-from pipelines.sources import ImageSet, Split
+from pipelines import dataset, sources, statistics
+from pipelines.imageset import ImageSet, Split
 
 SYNTHETIC_CLASSES = 1000
 
 
 def open_images(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> ImageSet:
-    """The folder of --data, the embedded set (made first where it is missing), or nothing but names for `synthetic`.
+    """What --data names, the embedded set (made first where it is missing), or nothing but names for `synthetic`.
 
-    pipelines.DataError says what is wrong with a folder; `progress(done, of)` is told while the embedded set is made.
+    With --statistics, its statistics too. pipelines.DataError says what is wrong with a folder or file; `progress(done, of)`
+    is told while shards are read through or the embedded set is made.
     """
     if config.pipeline == "synthetic":
-        return synthetic(config.images_per_step)
-    if config.data is not None:
-        return sources.open_folder(config.data)
-    return dataset.open_embedded_set(progress=progress)
+        images = synthetic(config.images_per_step)
+    elif config.data is not None:
+        images = sources.open_source(config.data, config.exclude, progress)
+    else:
+        images = dataset.open_embedded_set(progress=progress)
+    return replace(images, statistics=statistics.load(config.statistics)) if config.statistics else images
 
 
 def synthetic(images: int) -> ImageSet:

@@ -16,12 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pipelines
 from harness import environment
 from harness.config import AskedWrongly, RunConfig
 from harness.progress import PHASES, Display, last_phase
 from harness.rows import SCHEMA_VERSION
 from harness.trial import RankTrial, Trial, from_json
-from pipelines.sources import ImageSet
+from pipelines.imageset import ImageSet
 
 PORT_TRIES = 3
 # A rank that is asked to stop ends its step and writes what it has; one stuck for longer is killed.
@@ -94,9 +95,11 @@ class Launch:
             "dataset": {
                 "dataset_id": images.dataset_id,
                 "source_form": images.source_form,
+                "statistics_id": images.statistics.statistics_id if images.statistics else None,
                 "classes": len(images.classes),
                 "train_images": len(images.train),
                 "val_images": len(images.val) if images.val else 0,
+                "excluded_images": images.excluded,
             },
             "machine": environment.machine(self.config.gpus or 0, Path(images.train.files[0]).parent),
             "trial": asdict(collect(self.config, images, self.folder, failure, stopped_by)),
@@ -244,6 +247,12 @@ def check_shape(config: RunConfig, train_images: int) -> None:
         )
 
 
+def check_images(config: RunConfig, images: ImageSet) -> None:
+    """AskedWrongly where these images cannot be shown as was asked."""
+    if images.train.square and config.augment in pipelines.RANDOM_RESIZED:
+        raise AskedWrongly(pipelines.no_random_resized(config.augment, images.train.square))
+
+
 def check_gpus(asked: int | None, found: int) -> None:
     if asked and asked > found:
         raise AskedWrongly(
@@ -294,6 +303,7 @@ def join(config: RunConfig, table: Path) -> tuple[Launch, int]:
         raise AskedWrongly(f"torchrun started {world} ranks and {kind} asks for {config.ranks}: give {kind} {world}")
     images = open_images(config)
     check_shape(config, len(images.train))
+    check_images(config, images)
     os.environ.update(GPU_ORDER)
     train.meet(config)
     shared: list[Any] = [Launch.new(config, images, table, new_group_id(), 1)]

@@ -16,7 +16,10 @@ REFRESH_S = 0.25
 PLAIN_EVERY_S = 15.0
 
 PHASES = {
-    "data": "making data",
+    "data": "opening data",
+    "check": "checking",
+    "prepare": "preparing",
+    "statistics": "measuring",
     "start": "starting ranks",
     "block": "building block",
     "compile": "compiling",
@@ -66,6 +69,12 @@ def left(seconds: float) -> str:
     return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"
 
 
+def bar(share: float, cells: int = 24) -> str:
+    """A share of 1 as a bar of fixed width."""
+    full = round(share * cells)
+    return "█" * full + "░" * (cells - full)
+
+
 def sentence(event: dict[str, Any], in_phase_s: float) -> str:
     """`timed      step 12/40   31.4 images/s   loss 1.874   53 s left`"""
     parts = [f"{PHASES[event['phase']]:<16}"]
@@ -73,7 +82,9 @@ def sentence(event: dict[str, Any], in_phase_s: float) -> str:
     if step is not None:
         parts.append(f"step {step}/{steps}" if steps else f"step {step}")
     if event.get("share") is not None:
-        parts.append(f"{100 * event['share']:.0f} %")
+        parts.append(f"{bar(event['share'])} {100 * event['share']:.0f} %")
+    if event.get("of"):
+        parts.append(f"{event['done']:,} of {event['of']:,}")
     if event.get("images_per_s"):
         parts.append(f"{event['images_per_s']:,.4g} images/s")
     if event.get("loss") is not None:

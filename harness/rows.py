@@ -34,7 +34,7 @@ FIRST = words(
 WHO = words(
     "schema_version run_id group_id launch started_at status_reason task_id shape_id setting_id software_id hardware_id"
 )
-DATASET = words("dataset_id source_form classes train_images val_images")
+DATASET = words("dataset_id source_form statistics_id classes train_images val_images excluded_images")
 MACHINE = words(
     "cpu_name cpu_cores_usable ram_gib os container numa_nodes gpu_uuids gpu_link gpu_power_limit_w "
     "gpu_power_limit_default_w gpu_max_sm_clock_mhz pcie_gen_width driver_version torch torch_cuda dali dali_cuda triton "
@@ -55,7 +55,7 @@ SEEN = words(
 COLUMNS = tuple(dict.fromkeys([*FIRST, *WHO, *(item.name for item in fields(RunConfig)), *DATASET, *MACHINE, *SEEN]))
 
 IDENTITIES = {
-    "task_id": (*names("task"), "classes", "dataset_id", "source_form"),
+    "task_id": (*names("task"), "classes", "dataset_id", "source_form", "statistics_id"),
     "shape_id": names("shape"),
     "setting_id": names("setting"),
     "software_id": words("torch torch_cuda dali dali_cuda triton cudnn nccl driver_version python harness git_commit"),

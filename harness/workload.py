@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ import models.block
 import pipelines
 from harness.config import RunConfig
 from harness.measure import Workload
-from pipelines.sources import ImageSet, Split
+from pipelines.augment import JITTER
+from pipelines.imageset import ImageSet, Split
+from pipelines.statistics import Statistics, colour_basis, mean_crop
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -58,11 +61,12 @@ def build(config: RunConfig, images: ImageSet, rank: Rank) -> Built:
         momentum=config.momentum,
         fused=True,
     )
-    batches = create_batches(config, images.train, rank, training=True)
+    batches = create_batches(config, images.train, rank, training=True, statistics=images.statistics)
     evaluate = None
     if images.val is not None:
         val = images.val
-        evaluate = lambda: evaluation(network, create_batches(config, val, rank, training=False), config)  # noqa: E731
+        shown = partial(create_batches, config, val, rank, training=False, statistics=images.statistics)
+        evaluate = lambda: evaluation(network, shown(), config)  # noqa: E731
     return Built(
         workload=Workload(batches, training_step(wrapped, optimiser, config), config.images_per_gpu, rank.device),
         network=network,
@@ -129,7 +133,9 @@ def training_step(
     return step
 
 
-def create_batches(config: RunConfig, split: Split, rank: Rank, *, training: bool) -> Any:
+def create_batches(
+    config: RunConfig, split: Split, rank: Rank, *, training: bool, statistics: Statistics | None = None
+) -> Any:
     return pipelines.create(
         config.pipeline if training else "dali",
         split=split,
@@ -137,6 +143,8 @@ def create_batches(config: RunConfig, split: Split, rank: Rank, *, training: boo
         image_size=config.image_size,
         training=training,
         augment=config.augment,
+        jitter=tuple(float(part) for part in config.jitter.split(",")) if config.jitter else JITTER,
+        views=1 if training else config.views,
         seed=config.seed,
         shard=rank.index,
         num_shards=rank.count,
@@ -146,7 +154,14 @@ def create_batches(config: RunConfig, split: Split, rank: Rank, *, training: boo
         prefetch=config.prefetch,
         decode=config.decode,
         hw_decoder_load=config.hw_decoder_load,
+        **(means_and_colours(statistics, config.image_size) if statistics else {}),
     )
+
+
+def means_and_colours(statistics: Statistics, image_size: int) -> dict[str, Any]:
+    """What a pipeline takes from statistics over a training set in place of ImageNet's constants."""
+    basis = tuple(tuple(float(number) for number in row) for row in colour_basis(statistics))
+    return {"mean_image": mean_crop(statistics, image_size), "colour_basis": basis, "resized_side": statistics.side}
 
 
 def evaluation(network: nn.Module, batches: Iterator[pipelines.Batch], config: RunConfig) -> tuple[int, int, int]:
@@ -159,13 +174,18 @@ def evaluation(network: nn.Module, batches: Iterator[pipelines.Batch], config: R
                 with autocast(config, batch.images.device):
                     # forward itself, not the call, so that no second graph is compiled for a few batches.
                     logits = network.forward(batch.images)
-                counts = right_answers(logits, batch.labels, batch.indices >= 0)
+                counts = right_answers(over_views(logits, config.views), batch.labels, batch.indices >= 0)
                 sums = counts if sums is None else sums + counts
     finally:
         network.train()
         batches.close()  # type: ignore[attr-defined]
     images, top1, top5 = sums.tolist() if sums is not None else (0, 0, 0)
     return int(images), int(top1), int(top5)
+
+
+def over_views(logits: Tensor, views: int) -> Tensor:
+    """Scores (N, classes) of logits (N x views, classes): softmax outputs averaged, the paper's section 4.1."""
+    return logits.float().softmax(dim=1).unflatten(0, (-1, views)).mean(dim=1) if views > 1 else logits
 
 
 def right_answers(logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ def less_mean(request: Request, images: Any, at: tuple[float, float] | None, mir
     if noise is not None:
         mean = types.Constant(np.array(mean, np.float32)) - noise
     divisor = CODE2012_DIVISOR if request.training and request.augment == "code2012" else 1.0
-    cut = {"crop": [request.image_size] * 2, "crop_pos_y": at[0], "crop_pos_x": at[1]} if at else {}
+    cut: dict[str, Any] = {"crop": [request.image_size] * 2, "crop_pos_y": at[0], "crop_pos_x": at[1]} if at else {}
     dtype = types.FLOAT if request.mean_image is not None else DTYPES[request.dtype]
     images = fn.crop_mirror_normalize(
         images, dtype=dtype, output_layout="HWC", mean=mean, std=[divisor] * 3, mirror=mirror, **cut

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pipelines import DataError
+from pipelines.imageset import default_cache_root as default_cache_root
 from pipelines.sources import ImageSet, open_folder
 from pipelines.synthesis import CLASSES, picture
 
@@ -81,13 +82,6 @@ def make_embedded_set(
             "free some space or name another folder in HARNESS_CACHE"
         ) from error
     return folder
-
-
-def default_cache_root() -> Path:
-    """$HARNESS_CACHE, else alexnet-harness in $XDG_CACHE_HOME, else in ~/.cache."""
-    if chosen := os.environ.get("HARNESS_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet-harness"
 
 
 def is_complete(folder: Path, edition: Edition = EMBEDDED_V1) -> bool:

@@ -12,10 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipelines import DataError, Request
 from pipelines.feed import Feed
-
-
-def name_of(split, place):
-    return split.files[place]
+from pipelines.sources import name_of
 
 
 Look = Callable[[Feed, int], str | None]

@@ -64,4 +64,5 @@ def uniforms(key: int, counters: NDArray[np.int64], columns: int) -> NDArray[np.
 def normals(key: int, counters: NDArray[np.int64], columns: int) -> NDArray[np.float64]:
     """(len(counters), columns) numbers of the standard normal distribution (Box and Muller)."""
     even = uniforms(key, counters, 2 * columns)
-    return np.sqrt(-2 * np.log1p(-even[:, :columns])) * np.cos(2 * math.pi * even[:, columns:])
+    drawn: NDArray[np.float64] = np.sqrt(-2 * np.log1p(-even[:, :columns])) * np.cos(2 * math.pi * even[:, columns:])
+    return drawn

@@ -1,148 +1,112 @@
-"""Class folders on a disk, read into lists of files: `root/train/<class>/*` with `root/val/...`, or `root/<class>/*`."""
+"""Where a data set lies and in which form: one entry for all of them, told apart by what is there."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipelines import DataError
+from pipelines.folders import existing, is_image, open_class_folders, open_folder
+from pipelines.imagenet import base_of, open_imagenet
+from pipelines.imageset import Exclusions, ImageSet, Progress, Split, StrPath, unreadable
+from pipelines.prepared_set import SET
+from pipelines.prepared_source import open_prepared
+from pipelines.s3 import SCHEME, open_s3
+from pipelines.shards import FOLDERS, FORMS, image_name, open_shards, shard_names
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-VALIDATION_SHARE = 10  # without a val/ folder one image in so many is held out
-DIGEST_CHARACTERS = 16
+__all__ = ["ImageSet", "Split", "described", "name_of", "open_folder", "open_source"]
 
-
-@dataclass(frozen=True)
-class Split:
-    """Images of one purpose; the place of an image in `files` is its index everywhere."""
-
-    files: tuple[str, ...]  # absolute path (or s3:// address) of the file that holds each image
-    labels: tuple[int, ...]  # places in `ImageSet.classes`
-    num_classes: int
-    spans: NDArray[np.int64] | None = field(
-        default=None, compare=False
-    )  # (N, 2): first byte and bytes; None: whole files
-    square: int | None = None  # side of images that were already cut to a square, pixels
-    raw: bool = False  # the bytes are the pixels (square, square, 3) uint8 rather than an encoded image
-
-    def __len__(self) -> int:
-        return len(self.files)
+UNFINISHED = "unfinished.json"  # in a folder whose prepared set is not whole
+FORM_WORDS = {
+    "folders": "class folders",
+    "imagenet": "ImageNet's own folders",
+    "webdataset": "WebDataset shards",
+    "tfrecord": "TFRecord files",
+    "prepared-jpeg": "prepared JPEG shards",
+    "prepared-raw": "prepared shards of raw pixels",
+}
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """A data set: what to train on, what to evaluate on (None: nothing could be held out), and which set it is."""
+def open_source(root: StrPath, exclude: StrPath | None = None, progress: Progress | None = None) -> ImageSet:
+    """The data set in `root`, a folder or an `s3://bucket/prefix`, in whichever form of `FORM_WORDS` it lies.
 
-    train: Split
-    val: Split | None
-    classes: tuple[str, ...]
-    dataset_id: str
-    source_form: str = "folders"
-    excluded: int = 0  # images left out because the person said so
-
-
-@dataclass(frozen=True)
-class _Image:
-    path: str
-    name: str
-    size_bytes: int
-
-
-def open_folder(root: str | os.PathLike[str]) -> ImageSet:
-    """The images under `root`.
-
-    With `train/` and `val/` inside, those; with `train/` alone, no validation set. Without, each class holds out the
-    tenth of its images whose names have the lowest digests (none of a class of one image), so that the split depends
-    on nothing but the names. `dataset_id` is a digest of every image's relative path and size: a copy elsewhere is the
-    same set. `DataError` for a folder that holds no such set.
+    `exclude` is a text file with the names of images to leave out, one a line: a file's path relative to `root`; in a
+    tar `SHARD/MEMBER`; in a TFRecord file `SHARD#NUMBER`, counted from 0. `progress(done, of)` counts the shards read.
+    `DataError` where the set cannot be used, or where more than one form is found.
     """
-    folder = Path(root).absolute()
-    if not folder.exists():
-        raise DataError(f"--data {root} does not exist: give a folder of class folders, or leave --data out")
-    if not folder.is_dir():
-        raise DataError(f"--data {root} is a file: give a folder of class folders, or leave --data out")
-    if (folder / "train").is_dir():
-        return _open_split_folders(folder)
-    classes = _scan(folder)
-    names = tuple(classes)
-    held_out = {name: _held_out(images) for name, images in classes.items()}
-    kept = {name: [i for i in images if i not in held_out[name]] for name, images in classes.items()}
-    val = _split(held_out, names)
-    return ImageSet(_split(kept, names), val if len(val) else None, names, _digest(folder, classes.values()))
-
-
-def _open_split_folders(folder: Path) -> ImageSet:
-    train = _scan(folder / "train")
-    val = _scan(folder / "val", least_classes=1) if (folder / "val").is_dir() else {}
-    unknown = sorted(set(val) - set(train))
-    if unknown:
-        raise DataError(
-            f"{folder / 'val'} has {len(unknown)} classes that train/ lacks ({', '.join(unknown[:3])}): "
-            "give both the same classes"
-        )
-    names = tuple(train)
-    held_out = _split(val, names) if val else None
-    return ImageSet(_split(train, names), held_out, names, _digest(folder, [*train.values(), *val.values()]))
-
-
-def _scan(folder: Path, least_classes: int = 2) -> dict[str, list[_Image]]:
-    """Class name -> its images, both sorted by name. `DataError` where there is nothing to learn from."""
-    wanted = f"expected {folder}/<class>/*.JPEG"
+    exclusions = Exclusions.read(exclude)
+    if os.fspath(root).startswith(SCHEME):
+        return open_s3(os.fspath(root), exclusions)
+    folder = existing(root)
     try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-        if not names:
-            raise DataError(f"{folder} has no class folders: {wanted}, or leave --data out for the built-in set")
-        classes = {name: _images_of(folder / name) for name in names}
+        return _open(folder, exclusions, progress)
     except OSError as error:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}): make it readable") from error
-    empty = [name for name, images in classes.items() if not images]
-    if len(empty) == len(classes):
-        raise DataError(f"the {len(classes)} class folders of {folder} hold no images: {wanted}")
-    if empty:
-        raise DataError(f"{folder} has {len(empty)} class folders without images ({', '.join(empty[:3])}): remove them")
-    if len(classes) < least_classes:
-        raise DataError(f"{folder} has one class only ({names[0]}): there is nothing to tell apart; {wanted}")
-    return classes
+        raise unreadable(error, folder) from error
 
 
-def _images_of(folder: Path) -> list[_Image]:
+def _open(folder: Path, exclusions: Exclusions, progress: Progress | None) -> ImageSet:
+    base = base_of(folder)
+    if any((folder / name).is_file() for name in (SET, UNFINISHED)):
+        _refuse_mixture(folder, ["a prepared set", *_loose_forms(base)])
+        return open_prepared(folder, exclusions, progress)
+    sharded = [form for form in FORMS if shard_names(folder, form)]
+    _refuse_mixture(folder, [*(form.plural for form in sharded), *_loose_forms(base)])
+    if sharded:
+        return open_shards(folder, sharded[0], exclusions, progress)
+    if _has_flat_validation(base):
+        return open_imagenet(folder, exclusions)
+    return open_class_folders(base, folder, exclusions)
+
+
+def _loose_forms(base: Path) -> list[str]:
+    """What is found of files that are images themselves."""
+    parts = ("train", "val") if (base / "train").is_dir() else ("",)
+    found = []
+    if any(_has_images(folder) for part in parts for folder in _folders(base / part)):
+        found.append("class folders")
+    if _has_flat_validation(base) and any(_has_images(folder) for folder in _folders(base / "val")):
+        found.append("validation images outside them")
+    return found
+
+
+def _has_flat_validation(base: Path) -> bool:
+    return (base / "train").is_dir() and (base / "val").is_dir() and _has_images(base / "val")
+
+
+def _refuse_mixture(folder: Path, found: list[str]) -> None:
+    if len(found) > 1:
+        raise DataError(f"--data {folder} holds {' and '.join(found)}: keep one form there and move the rest elsewhere")
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """The folders in `folder` that could be classes."""
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir() and not entry.name.startswith(".") and entry.name not in FOLDERS:
+                    yield Path(entry.path)
+
+
+def _has_images(folder: Path) -> bool:
     with os.scandir(folder) as entries:
-        images = [
-            _Image(entry.path, entry.name, entry.stat().st_size)
-            for entry in entries
-            if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file() and not entry.name.startswith(".")
-        ]
-    return sorted(images, key=lambda image: image.name)
+        return any(is_image(entry.name) and entry.is_file() for entry in entries)
 
 
-def _held_out(images: list[_Image]) -> set[_Image]:
-    if len(images) < 2:
-        return set()
-    by_digest = sorted(images, key=lambda image: hashlib.sha256(os.fsencode(image.name)).digest())
-    return set(by_digest[: max(1, len(images) // VALIDATION_SHARE)])
+def name_of(split: Split, place: int) -> str:
+    """The image at `place`: the path of its file and, where it shares that, its name or number there.
+
+    An address of a tar's member or a record ends in what `exclude` calls it. The shard is read again.
+    """
+    return image_name(split, place)
 
 
-def _split(classes: dict[str, list[_Image]] | dict[str, set[_Image]], names: tuple[str, ...]) -> Split:
-    pairs = [
-        (image.path, label)
-        for label, name in enumerate(names)
-        for image in sorted(classes.get(name, ()), key=lambda image: image.name)
-    ]
-    return Split(tuple(path for path, _ in pairs), tuple(label for _, label in pairs), len(names))
-
-
-def _digest(root: Path, classes: Iterable[list[_Image]]) -> str:
-    """Digest of the sorted (relative path, size) of the images, as hexadecimal."""
-    start = len(os.path.join(root, ""))
-    pairs = sorted((os.fsencode(image.path[start:]), image.size_bytes) for images in classes for image in images)
-    digest = hashlib.sha256()
-    for path, size in pairs:
-        digest.update(b"%s\0%d\n" % (path, size))
-    return digest.hexdigest()[:DIGEST_CHARACTERS]
+def described(images: ImageSet) -> str:
+    """What a run says aloud of its images."""
+    evaluated = len(images.val) if images.val else 0
+    left_out = f", {images.excluded:,} left out" if images.excluded else ""
+    form = FORM_WORDS.get(images.source_form, images.source_form)
+    return (
+        f"{len(images.train):,} training and {evaluated:,} validation images of {len(images.classes):,} classes "
+        f"in {form} (dataset {images.dataset_id}{left_out})"
+    )

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipelines import RANDOM_RESIZED, Batch, DataError, Request, State
 from pipelines.augment import CODE2012_DIVISOR, COLOUR_NOISE_STD, CROP_AREA, CROP_ASPECT, IMAGES_A_CROP, mixed_seed
-from pipelines.diagnose import encoded_at, fault_in, name_of
+from pipelines.diagnose import encoded_at, fault_in
 from pipelines.feed import Feed
+from pipelines.sources import name_of
 
 try:
     from torchvision.transforms import v2 as transforms

@@ -158,7 +158,7 @@ def test_across_what_is_no_field_of_the_task_lists_those_that_are(compared, name
 def test_an_edited_task_field_is_refused_by_name_though_the_stored_id_is_as_it_was(compared, name):
     text, status = compared(A, [{**row, name: "edited"} for row in A])
     assert status == 3
-    assert f"{name}: {A[0][name]} -> edited" in last_line(text)
+    assert f"{name}: {A[0][name] or 'unknown'} -> edited" in last_line(text)
     assert "task_id is stored as" in text
 
 

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "__init__": set(),
     "__main__": {"cli"},
     "cli": {
+        "data",
         "certify",
         "doctor",
         "launch",
@@ -31,6 +32,7 @@ MAY_IMPORT = {
         "recipes",
         "config",
     },
+    "data": {"environment", "progress", "config"},
     "certify": {"checks", "doctor", "environment"},
     "checks": {"launch", "workload", "environment", "recipes", "config"},
     "doctor": {"environment"},

@@ -29,29 +29,42 @@ def against(benchmark: Any) -> Callable[..., float]:
     """`against(ours, theirs, blocks)`: the median over `blocks` of A B B A of theirs' time over ours.
 
     Both are functions that return when their work is done; each runs twice before. The benchmark's own figures are ours.
-    `work` is ours' multiply-adds over theirs, for a share of theirs' rate.
+    `work` is ours' multiply-adds over theirs, for a share of theirs' rate; `their_images` where theirs takes another
+    number of images; `ready` gets ours, or theirs, ready outside the clock.
     """
 
     def measure(
-        ours: Callable[[], object], theirs: Callable[[], object], blocks: int, images: int, work: float | None = None
+        ours: Callable[[], object],
+        theirs: Callable[[], object],
+        blocks: int,
+        images: int,
+        work: float | None = None,
+        their_images: int | None = None,
+        ready: tuple[Callable[[], object], Callable[[], object]] = (lambda: None, lambda: None),
     ) -> float:
         theirs_s: list[float] = []
         turns = iter(range(2 * blocks))
 
+        def timed_theirs() -> float:
+            ready[1]()
+            return seconds(theirs)
+
         def between() -> None:
             if next(turns) % 2:
-                theirs_s.extend((seconds(theirs), seconds(theirs)))
+                theirs_s.extend((timed_theirs(), timed_theirs()))
+            ready[0]()
 
         for function in (ours, theirs, ours, theirs):
             function()
         benchmark.pedantic(ours, setup=between, rounds=2 * blocks)
         ours_s = benchmark.stats.stats.data
-        ratios = [sum(theirs_s[i : i + 2]) / sum(ours_s[i : i + 2]) for i in range(0, 2 * blocks, 2)]
+        more = images / (their_images or images)
+        ratios = [more * sum(theirs_s[i : i + 2]) / sum(ours_s[i : i + 2]) for i in range(0, 2 * blocks, 2)]
         benchmark.extra_info |= {
             "times_as_fast": median(ratios),
             "ratios": ratios,
             "ours_ms": 1000 * median(ours_s),
-            "theirs_ms": 1000 * median(theirs_s),
+            "theirs_ms": 1000 * median(theirs_s) * more,
             "images_per_s": images / median(ours_s),
         }
         if work:

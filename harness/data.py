@@ -1,0 +1,161 @@
+"""The commands about data sets, thin: make, check, prepare, statistics."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config import AskedWrongly, whole
+from harness.environment import cpu_cores_usable
+from harness.progress import Display
+
+if TYPE_CHECKING:
+    from pipelines.imageset import ImageSet
+
+FORMS = {"jpeg": "prepared-jpeg", "raw": "prepared-raw"}
+
+
+def add_data(commands: Any, parser_class: Any) -> None:
+    """`data` and its four commands."""
+    data = commands.add_parser("data", help="make, check, prepare and measure sets of images")
+    what = data.add_subparsers(
+        dest="what", metavar="make|check|prepare|statistics", required=True, parser_class=parser_class
+    )
+
+    make = what.add_parser("make", help="write the embedded set to its cache, and say where it is")
+    make.set_defaults(call=run_make)
+
+    check = what.add_parser("check", help="find every image that a run could not use: exclude.txt and manifest.csv")
+    check.add_argument("folder", metavar="FOLDER", help="class folders, or ImageNet as distributed")
+    check.add_argument(
+        "--out", metavar="FOLDER", type=Path, help="where the two files go (default: <FOLDER's name>-check)"
+    )
+    check.add_argument(
+        "--pixel-limit", metavar="NUMBER", type=whole(1), help="more pixels by the header are never decoded"
+    )
+    check.set_defaults(call=run_check)
+
+    prepare = what.add_parser("prepare", help="write a set again as 256x256 squares, in shards that runs read faster")
+    prepare.add_argument("folder", metavar="FOLDER", help="any set that --data takes")
+    prepare.add_argument(
+        "out", metavar="OUT", type=Path, help="the prepared set's folder; the same command goes on where it stopped"
+    )
+    prepare.add_argument(
+        "--form",
+        choices=tuple(FORMS),
+        default="jpeg",
+        help="jpeg: WebDataset shards, quality 95; raw: pixels, seven times the bytes (default jpeg)",
+    )
+    prepare.add_argument("--exclude", metavar="FILE", help="images to leave out, as `data check` writes them")
+    prepare.set_defaults(call=run_prepare)
+
+    statistics = what.add_parser(
+        "statistics", help="mean image and colour covariance of a training set, for run --statistics"
+    )
+    statistics.add_argument(
+        "folder", metavar="FOLDER", nargs="?", help="any set that --data takes; the embedded set if left out"
+    )
+    statistics.add_argument("--exclude", metavar="FILE", help="images to leave out, as `data check` writes them")
+    statistics.add_argument(
+        "--side", metavar="PIXELS", type=whole(1), default=256, help="side of the mean image (default 256)"
+    )
+    statistics.add_argument(
+        "--out", metavar="FOLDER", type=Path, default=Path(), help="where the file goes (default: here)"
+    )
+    statistics.set_defaults(call=run_statistics)
+
+    for command in (check, prepare, statistics):
+        command.add_argument(
+            "--workers", metavar="NUMBER", type=whole(1), help="threads or processes (default: usable cores)"
+        )
+
+
+@contextmanager
+def shown(phase: str) -> Iterator[Callable[[int, int], None]]:
+    """`progress(done, of)` as a bar with rate and time left."""
+    begun_s = time.monotonic()
+    with Display(quiet=False) as display:
+        display.show({"phase": phase})
+
+        def progress(done: int, of: int) -> None:
+            rate = done / max(time.monotonic() - begun_s, 1e-9)
+            display.show({"phase": phase, "done": done, "of": of, "share": done / max(of, 1), "images_per_s": rate})
+
+        yield progress
+
+
+def opened(folder: str | None, exclude: str | None) -> ImageSet:
+    """The set, said aloud."""
+    from pipelines import dataset, sources
+
+    with shown("data") as progress:
+        images = (
+            sources.open_source(folder, exclude, progress) if folder else dataset.open_embedded_set(progress=progress)
+        )
+    print(sources.described(images), flush=True)
+    return images
+
+
+def workers(arguments: argparse.Namespace) -> int:
+    return arguments.workers or cpu_cores_usable()
+
+
+def run_make(_arguments: argparse.Namespace) -> int:
+    from pipelines import dataset
+
+    with shown("data") as progress:
+        path = dataset.make_embedded_set(progress=progress)
+    print(path)
+    return 0
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    from pipelines import check
+
+    out = arguments.out or Path(f"{Path(arguments.folder).resolve().name}-check")
+    limit = {"pixel_limit": arguments.pixel_limit} if arguments.pixel_limit else {}
+    with shown("check") as progress:
+        report = check.check(arguments.folder, workers=workers(arguments), progress=progress, **limit)
+    check.write(report, out)
+    print(check.told(report, out))
+    return int(bool(report.bad))
+
+
+def run_prepare(arguments: argparse.Namespace) -> int:
+    from pipelines import sources
+    from pipelines.prepare import prepare
+
+    images = opened(arguments.folder, arguments.exclude)
+    with shown("prepare") as progress:
+        out = prepare(images, arguments.out, form=FORMS[arguments.form], workers=workers(arguments), progress=progress)
+    print(
+        f"{sources.described(sources.open_source(out))}\nuse it as: python -m harness run --data {out} --augment paper"
+    )
+    return 0
+
+
+def run_statistics(arguments: argparse.Namespace) -> int:
+    from pipelines import statistics
+
+    if not arguments.out.is_dir():
+        raise AskedWrongly(f"--out {arguments.out} was given and it is no folder: make it, or leave --out out")
+    images = opened(arguments.folder, arguments.exclude)
+    with shown("statistics") as progress:
+        found = statistics.measure(
+            images.train,
+            side=arguments.side,
+            threads=workers(arguments),
+            progress=progress,
+            dataset_id=images.dataset_id,
+        )
+    path = statistics.save(found, arguments.out)
+    means, roots = (
+        " ".join(f"{number:.2f}" for number in row) for row in (found.channel_means, found.eigenvalue_roots)
+    )
+    print(f"{found.count:,} images: mean R G B {means}, colour deviations {roots}")
+    print(f"use it as: python -m harness run --augment paper --statistics {path}")
+    return 0
