@@ -14,6 +14,7 @@ ceilings.py     the same workload with a part taken away
 metrics.py      Trial, and every number derived from it: pure functions
 environment.py  the machine and its software
 results.py      rows, tables, run folders; summary.py: a row as a person reads it
+data.py         the commands about sets of images: check, prepare, statistics
 compare.py      two tables: which is faster, by how much, and whether it may be said
 
 doctor.py       before a run: what this machine has and lacks; certify.py: is our code right on it, by checks.py

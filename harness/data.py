@@ -77,12 +77,15 @@ def add_data(commands: Any, parser_class: Any) -> None:
 @contextmanager
 def shown(phase: str) -> Iterator[Callable[[int, int], None]]:
     """`progress(done, of)` as a bar with rate and time left."""
-    begun_s = time.monotonic()
+    begun_s, before = time.monotonic(), -1
     with Display(quiet=False) as display:
         display.show({"phase": phase})
 
         def progress(done: int, of: int) -> None:
-            rate = done / max(time.monotonic() - begun_s, 1e-9)
+            nonlocal before
+            # What an earlier run did was not done in this time.
+            before = done if before < 0 else before
+            rate = (done - before) / max(time.monotonic() - begun_s, 1e-9)
             display.show({"phase": phase, "done": done, "of": of, "share": done / max(of, 1), "images_per_s": rate})
 
         yield progress
@@ -130,8 +133,13 @@ def run_prepare(arguments: argparse.Namespace) -> int:
     from pipelines.prepare import prepare
 
     images = opened(arguments.folder, arguments.exclude)
+    # With the whole set at hand only the shards of images that are left out now are written anew.
+    whole = sources.open_source(arguments.folder) if arguments.exclude else None
     with shown("prepare") as progress:
-        out = prepare(images, arguments.out, form=FORMS[arguments.form], workers=workers(arguments), progress=progress)
+        out = prepare(
+            images, arguments.out, form=FORMS[arguments.form], workers=workers(arguments), progress=progress,
+            root=Path(arguments.folder), whole=whole,
+        )  # fmt: skip
     print(
         f"{sources.described(sources.open_source(out))}\nuse it as: python -m harness run --data {out} --augment paper"
     )

@@ -146,7 +146,9 @@ def numa_nodes() -> int | None:
 
 
 def filesystem_of(folder: str | Path) -> str | None:
-    """Type of the file system a folder lies on (ext4, nfs4, overlay)."""
+    """Type of the file system a folder lies on (ext4, nfs4, overlay), or s3."""
+    if str(folder).startswith("s3:"):
+        return "s3"
     best, kind = "", None
     with contextlib.suppress(OSError):
         path = str(Path(folder).resolve())

@@ -23,8 +23,6 @@ from pipelines.diagnose import bad_image
 from pipelines.feed import Feed, numbers_of
 
 DTYPES = {"float32": types.FLOAT, "float16": types.FLOAT16}
-# Corners and middle of the square as shares of the room that a crop has in it: down, right.
-TEN_VIEWS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))
 
 
 def batches(request: Request) -> DaliBatches:
@@ -140,20 +138,41 @@ def prepared(request: Request, images: Any, numbers: dict[str, Any]) -> Any:
     """What `fed` gives to float (S, S, 3), or (10, S, S, 3): decoded, cropped, resized, coloured, flipped, minus the mean."""
     if not request.training and request.views == 10:
         square = pixels(request, images, None, request.resized_side)
-        return fn.stack(*(less_mean(request, square, at, mirror) for mirror in (0, 1) for at in TEN_VIEWS))
+        corners = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
+        places = (*corners, place_in_room(request, None))
+        return fn.stack(*(less_mean(request, square, at, mirror) for mirror in (0, 1) for at in places))
+    at = None
     if request.training and request.augment in RANDOM_RESIZED:
         images = random_resized_crop(request, images)
+    elif (
+        request.split.raw
+        and request.split.square == request.resized_side
+        and not request.on_gpu
+        and request.dtype != "uint8"
+    ):
+        # Cut in the pass that subtracts the mean: a pass less over the pixels.
+        at = place_in_room(request, numbers.get("offset"))
     else:
         images = pixels(request, images, numbers.get("offset"), request.image_size)
     if "jitter" in numbers:
         images = colour_jitter(images, numbers["jitter"])
     if request.dtype == "uint8":
         return images
-    return less_mean(request, images, None, numbers.get("mirror", 0), numbers.get("noise"))
+    return less_mean(request, images, at, numbers.get("mirror", 0), numbers.get("noise"))
 
 
-def less_mean(request: Request, images: Any, at: tuple[float, float] | None, mirror: Any, noise: Any = None) -> Any:
-    """Pixels (S, S, 3) minus the mean, plus a colour; cut out `at` a place first (see TEN_VIEWS), and flipped.
+def place_in_room(request: Request, offset: Any) -> tuple[Any, Any]:
+    """Down and right, as shares of the room that a crop has in the square; the middle without an offset."""
+    room = request.resized_side - request.image_size
+    if offset is None:
+        middle = room // 2 / max(1, room)
+        return middle, middle
+    at = offset / float(max(1, room))
+    return at[0], at[1]
+
+
+def less_mean(request: Request, images: Any, at: tuple[Any, Any] | None, mirror: Any, noise: Any = None) -> Any:
+    """Pixels (S, S, 3) minus the mean, plus a colour; cut out `at` a place in their room first, and flipped.
 
     The mean image's centre is taken from every crop as it is shown, wherever it was cut: the paper's source does so.
     """

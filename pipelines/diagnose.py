@@ -12,6 +12,8 @@ from PIL import Image, UnidentifiedImageError
 
 from pipelines import DataError, Request
 from pipelines.feed import Feed
+from pipelines.imageset import Split
+from pipelines.s3 import SCHEME
 from pipelines.sources import name_of
 
 
@@ -47,14 +49,20 @@ def named_in(told: str) -> Look:
 def fault_at(feed: Feed, place: int) -> str | None:
     """`fault_in` of one image of a split."""
     try:
-        return None if feed.request.split.raw else fault_in(encoded_at(feed, place))
+        return None if unseen(feed.request.split, place) else fault_in(encoded_at(feed, place))
     except (OSError, DataError) as error:
         return str(error)
 
 
 def refused_at(feed: Feed, place: int) -> str | None:
     """What Pillow decodes and DALI does not."""
-    return None if feed.request.split.raw or decodes(encoded_at(feed, place)) else "DALI's decoder refuses it"
+    passed = unseen(feed.request.split, place) or decodes(encoded_at(feed, place))
+    return None if passed else "DALI's decoder refuses it"
+
+
+def unseen(split: Split, place: int) -> bool:
+    """Whether there is nothing here to decode: raw pixels, or a file in a bucket."""
+    return split.raw or split.files[place].startswith(SCHEME)
 
 
 def encoded_at(feed: Feed, place: int) -> bytes:

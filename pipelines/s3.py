@@ -85,7 +85,7 @@ def _listed(address: str) -> list[Key]:
         boto3, errors = importlib.import_module("boto3"), importlib.import_module("botocore.exceptions")
     except ImportError as error:
         raise DataError(
-            f"--data {address} needs boto3 to be listed, which is not installed: python -m pip install boto3"
+            f"--data {address} needs boto3 to be listed, which is not installed: python -m pip install -e '.[s3]'"
         ) from error
     try:
         pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)

@@ -11,13 +11,13 @@ from pipelines.folders import existing, is_image, open_class_folders, open_folde
 from pipelines.imagenet import base_of, open_imagenet
 from pipelines.imageset import Exclusions, ImageSet, Progress, Split, StrPath, unreadable
 from pipelines.prepared_set import SET
+from pipelines.prepared_set import UNFINISHED
 from pipelines.prepared_source import open_prepared
 from pipelines.s3 import SCHEME, open_s3
 from pipelines.shards import FOLDERS, FORMS, image_name, open_shards, shard_names
 
 __all__ = ["ImageSet", "Split", "described", "name_of", "open_folder", "open_source"]
 
-UNFINISHED = "unfinished.json"  # in a folder whose prepared set is not whole
 FORM_WORDS = {
     "folders": "class folders",
     "imagenet": "ImageNet's own folders",

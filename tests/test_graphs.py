@@ -139,11 +139,25 @@ def test_ten_views_are_corners_and_middle_and_their_mirror_images(
             np.testing.assert_allclose(views[5 + number], crop[:, ::-1], atol=1e-4)
 
 
-def test_raw_pixels_are_given_without_any_mean(square_files: Split) -> None:
-    batches = take(square_files, training=False, image_size=SIDE, dtype="uint8")
-    shown = np.concatenate([pixels(batch) for batch in batches])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cut", [SIDE, SIDE - 3])
+def test_raw_pixels_are_given_without_any_mean(form: str, cut: int, tmp_path: Path, square_files: Split) -> None:
+    split = as_form(form, tmp_path, square_files)
+    shown = np.concatenate([pixels(batch) for batch in take(split, training=False, image_size=cut, dtype="uint8")])
     assert shown.dtype == np.uint8
-    np.testing.assert_array_equal(shown[:6], squares(6))
+    first = (SIDE - cut) // 2
+    np.testing.assert_array_equal(shown[:6], squares(6)[:, first : first + cut, first : first + cut])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_middle_is_the_same_in_every_form_where_the_room_is_odd(
+    form: str, tmp_path: Path, square_files: Split
+) -> None:
+    split = as_form(form, tmp_path, square_files)
+    shown = np.concatenate([pixels(batch) for batch in take(split, training=False, image_size=SIDE - 3)])
+    np.testing.assert_allclose(shown[:6], squares(6)[:, 1:38, 1:38] - MEANS, atol=1e-4)
+    (views, *_) = take(split, training=False, image_size=SIDE - 3, views=10)
+    np.testing.assert_allclose(pixels(views)[4::10], squares(6)[:4, 1:38, 1:38] - MEANS, atol=1e-4)
 
 
 def test_squares_of_another_size_are_resized_as_any_picture(tmp_path: Path) -> None:

@@ -248,5 +248,5 @@ def test_a_bucket_that_holds_no_class_folders_is_told_in_one_sentence(address: s
 
 def test_a_bucket_without_boto3_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(DataError, match=r"s3://bucket/x needs boto3 .* python -m pip install boto3"):
+    with pytest.raises(DataError, match=r"s3://bucket/x needs boto3 .* python -m pip install -e '.\[s3\]'"):
         open_source("s3://bucket/x")
