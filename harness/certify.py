@@ -38,8 +38,9 @@ from harness.checks import (
     two_ranks,
 )
 from models import block, lrn
-from pipelines import dataset, sources
-from pipelines.imageset import Split
+from pipelines import sources
+from pipelines.dataset import embedded
+from pipelines.sources.imageset import Split
 
 TIME_BOX_S = 120.0
 BLOCK_DTYPES = {"cuda": lrn.DTYPES["cuda"], "cpu": block.ON_CPU}
@@ -207,6 +208,6 @@ def main(data: str | None, time_box_s: float = TIME_BOX_S) -> int:
     """
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     given = sources.open_source(data).train if data else None
-    verdicts = report(checks(device, cache(lambda: given or dataset.open_embedded_set().train)), time_box_s)
+    verdicts = report(checks(device, cache(lambda: given or embedded.open_embedded_set().train)), time_box_s)
     print("\n" + textwrap.fill(last_line(verdicts, device), doctor.line_width()))
     return exit_status(verdicts)

@@ -31,7 +31,7 @@ from harness import environment, launch, workload
 from harness.config import RunConfig
 from harness.recipes import settings
 from models import lrn
-from pipelines.imageset import Split
+from pipelines.sources.imageset import Split
 
 Operation = Callable[[Tensor], Tensor]
 Build = Callable[[RunConfig, workload.Rank], nn.Module]

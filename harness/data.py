@@ -14,7 +14,7 @@ from harness.environment import cpu_cores_usable
 from harness.progress import Display
 
 if TYPE_CHECKING:
-    from pipelines.imageset import ImageSet
+    from pipelines.sources.imageset import ImageSet
 
 FORMS = {"jpeg": "prepared-jpeg", "raw": "prepared-raw"}
 
@@ -93,11 +93,12 @@ def shown(phase: str) -> Iterator[Callable[[int, int], None]]:
 
 def opened(folder: str | None, exclude: str | None) -> ImageSet:
     """The set, said aloud."""
-    from pipelines import dataset, sources
+    from pipelines import sources
+    from pipelines.dataset import embedded
 
     with shown("data") as progress:
         images = (
-            sources.open_source(folder, exclude, progress) if folder else dataset.open_embedded_set(progress=progress)
+            sources.open_source(folder, exclude, progress) if folder else embedded.open_embedded_set(progress=progress)
         )
     print(sources.described(images), flush=True)
     return images
@@ -108,16 +109,17 @@ def workers(arguments: argparse.Namespace) -> int:
 
 
 def run_make(_arguments: argparse.Namespace) -> int:
-    from pipelines import dataset
+
+    from pipelines.dataset import embedded
 
     with shown("data") as progress:
-        path = dataset.make_embedded_set(progress=progress)
+        path = embedded.make_embedded_set(progress=progress)
     print(path)
     return 0
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    from pipelines import check
+    from pipelines.dataset import check
 
     out = arguments.out or Path(f"{Path(arguments.folder).resolve().name}-check")
     limit = {"pixel_limit": arguments.pixel_limit} if arguments.pixel_limit else {}
@@ -130,7 +132,7 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 def run_prepare(arguments: argparse.Namespace) -> int:
     from pipelines import sources
-    from pipelines.prepare import prepare
+    from pipelines.dataset.prepare import prepare
 
     images = opened(arguments.folder, arguments.exclude)
     # With the whole set at hand only the shards of images that are left out now are written anew.
@@ -147,7 +149,7 @@ def run_prepare(arguments: argparse.Namespace) -> int:
 
 
 def run_statistics(arguments: argparse.Namespace) -> int:
-    from pipelines import statistics
+    from pipelines.dataset import statistics
 
     if not arguments.out.is_dir():
         raise AskedWrongly(f"--out {arguments.out} was given and it is no folder: make it, or leave --out out")

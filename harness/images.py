@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from harness.config import RunConfig
-from pipelines import dataset, sources, statistics
-from pipelines.imageset import ImageSet, Split
+from pipelines import sources
+from pipelines.dataset import embedded, statistics
+from pipelines.sources.imageset import ImageSet, Split
 
 SYNTHETIC_CLASSES = 1000
 
@@ -23,7 +24,7 @@ def open_images(config: RunConfig, progress: Callable[[int, int], None] | None =
     elif config.data is not None:
         images = sources.open_source(config.data, config.exclude, progress)
     else:
-        images = dataset.open_embedded_set(progress=progress)
+        images = embedded.open_embedded_set(progress=progress)
     return replace(images, statistics=statistics.load(config.statistics)) if config.statistics else images
 
 

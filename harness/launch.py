@@ -22,7 +22,7 @@ from harness.config import AskedWrongly, RunConfig
 from harness.progress import PHASES, Display, last_phase
 from harness.rows import SCHEMA_VERSION
 from harness.trial import RankTrial, Trial, from_json
-from pipelines.imageset import ImageSet
+from pipelines.sources.imageset import ImageSet
 
 PORT_TRIES = 3
 # A rank that is asked to stop ends its step and writes what it has; one stuck for longer is killed.

@@ -33,7 +33,7 @@ from harness.progress import Teller
 from harness.trial import Alone, Evaluation, RankTrial, Window
 from harness.workload import Built, Rank, build, build_cpu_block
 from pipelines import DataError
-from pipelines.imageset import ImageSet
+from pipelines.sources.imageset import ImageSet
 
 SETTLE_BLOCK_S = 0.5
 SETTLE_BLOCKS_MAX = 12

@@ -20,8 +20,8 @@ import pipelines
 from harness.config import RunConfig
 from harness.measure import Workload
 from pipelines.augment import JITTER
-from pipelines.imageset import ImageSet, Split
-from pipelines.statistics import Statistics, colour_basis, mean_crop
+from pipelines.dataset.statistics import Statistics, colour_basis, mean_crop
+from pipelines.sources.imageset import ImageSet, Split
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

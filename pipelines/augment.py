@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 # ImageNet's, from the metadata file that cuda-convnet2 ships: means over the pixels of its mean image.
 CHANNEL_MEANS = (127.30, 119.72, 104.91)
 
@@ -33,6 +35,20 @@ JITTER = (0.4, 0.4, 0.4, 0.1)
 # consecutive images, and the noisy image is divided.
 IMAGES_A_CROP = 32
 CODE2012_DIVISOR = 1.1
+
+
+def centre_square(width: int, height: int, side: int) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom, in pixels of a picture, of what becomes its centre square of `side` x `side`.
+
+    What DALI's `resize_shorter` and `crop` show: the picture is resized about its middle, to a longer side of whole pixels,
+    and the square begins at a whole pixel of that; both are rounded to the nearest, halves up.
+    """
+    scale = min(width, height) / side
+    left, top = (
+        extent / 2 + (math.floor((resized - side) / 2 + 0.5) - resized / 2) * scale
+        for extent, resized in ((extent, math.floor(extent / scale + 0.5)) for extent in (width, height))
+    )
+    return left, top, left + side * scale, top + side * scale
 
 
 def mixed_seed(*parts: int) -> int:

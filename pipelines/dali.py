@@ -238,18 +238,21 @@ def crop_of_resized(request: Request, encoded: Any, offset: Any, cut: int) -> An
     """
     side = request.resized_side
     size = fn.cast(shape_of(request, encoded)[:2], dtype=types.FLOAT)
+    # What `augment.centre_square` says, as a graph.
     scale = fn.reductions.min(size) / float(side)
-    start = (size - side * scale) / 2.0 + offset * scale
+    resized = dali_math.floor(size / scale + 0.5)
+    first = dali_math.floor((resized - side) / 2.0 + 0.5)
+    start = size / 2.0 + (first - resized / 2.0 + offset) * scale
     end = start + cut * scale
     reach = dali_math.ceil(dali_math.max(scale, 1.0)) + 1.0
-    first = dali_math.max(dali_math.floor(start - reach), 0.0)
-    last = dali_math.min(dali_math.ceil(end + reach), size)
-    window = {"start": fn.cast(first, dtype=types.INT32), "end": fn.cast(last, dtype=types.INT32), "axes": [0, 1]}
+    lowest = dali_math.max(dali_math.floor(start - reach), 0.0)
+    highest = dali_math.min(dali_math.ceil(end + reach), size)
+    window = {"start": fn.cast(lowest, dtype=types.INT32), "end": fn.cast(highest, dtype=types.INT32), "axes": [0, 1]}
     if request.split.raw:
         images = fn.slice(encoded, **window)
     else:
         images = fn.decoders.image_slice(encoded, **window, **decoder_arguments(request))
-    return fn.resize(on_device(request, images), size=[cut, cut], roi_start=start - first, roi_end=end - first)
+    return fn.resize(on_device(request, images), size=[cut, cut], roi_start=start - lowest, roi_end=end - lowest)
 
 
 def shape_of(request: Request, images: Any) -> Any:

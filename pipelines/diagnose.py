@@ -12,10 +12,9 @@ from PIL import Image, UnidentifiedImageError
 
 from pipelines import DataError, Request
 from pipelines.feed import Feed
-from pipelines.imageset import Split
-from pipelines.s3 import SCHEME
 from pipelines.sources import name_of
-
+from pipelines.sources.imageset import Split
+from pipelines.sources.s3 import SCHEME
 
 Look = Callable[[Feed, int], str | None]
 

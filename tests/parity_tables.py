@@ -19,7 +19,7 @@ from parity_pictures import kinds
 from PIL import features
 
 from harness.environment import cpu_name
-from pipelines.dataset import EMBEDDED_V1, open_embedded_set
+from pipelines.dataset.embedded import EMBEDDED_V1, open_embedded_set
 from pipelines.sources import ImageSet, Split, open_folder
 
 MOST_IMAGES = 600
@@ -58,10 +58,11 @@ progressive, PNG and EXIF on files that Pillow made of some of the photographs.
   `resize(box=)` looks beyond the box, and the outermost pixels (further in, where a small window is enlarged) differ.
   Random-resized crops cut first, as torchvision does.
 - **The paper's crop** is decoded with as much around it as the filter reaches. It therefore has no borders of its own: it is
-  the picture that decoding everything gives, but for single roundings.
+  the picture that DALI's plain graph gives (all decoded, `resize_shorter`, crop 256, crop 224), but for single roundings.
 - **Whole pixels**: of a 500 x 375 photograph the shorter side becomes 256 and the longer one 341.33. torchvision's `Resize`
-  cuts that to 341, DALI's `resize_shorter` rounds it, and the centre square then starts half a pixel to one side or the
-  other: their squares lie up to one pixel apart. We round nowhere: the square's exact corners go into one resize.
+  cuts fractions off and DALI's `resize_shorter` rounds to the nearest: both make 341 of it. The centre square then starts at
+  42.5, which torchvision's `CenterCrop` rounds to the even 42 and DALI's `crop` up to 43: their squares lie a pixel apart,
+  and the exact middle between them. We follow DALI's plain graph, everywhere: in runs, `data prepare` and `data statistics`.
 - **Colour jitter** is another definition, not an error. DALI's `color_twist` is one matrix and one offset, rounded and clipped
   once, and agrees with that formula. Contrast turns about the middle grey of 128, torchvision's about the picture's own
   mean grey, which changes its brightness less; the hue turns in the plane of the NTSC colours I and Q at equal luma,
@@ -79,8 +80,8 @@ the same operator under the same seed. What remains is the resizing of the table
 1.1; the mean image is one of random levels, subtracted as any other. `rrc+jitter` is compared with the matrix in numpy,
 since torchvision's definition is another one; there the matrix enlarges the roundings of the resize before it.
 
-The evaluation's centre crop is the exact one; torchvision's `Resize` and `CenterCrop` are up to half a pixel off (*whole
-pixels*, above), and weights trained elsewhere have seen that.
+torchvision's `Resize` and `CenterCrop` show the evaluation up to a pixel to the side (*whole pixels*, above), and weights
+trained elsewhere have seen that.
 
 ## Draws
 

@@ -16,7 +16,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipelines.prepare import prepare
+from pipelines.dataset.prepare import prepare
 from pipelines.sources import ImageSet, open_source
 
 COUNTS = (300, 1200, 4800)

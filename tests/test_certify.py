@@ -19,7 +19,7 @@ from harness import certify, checks
 from harness.certify import Check
 from harness.checks import Measured, NotRun
 from models import block, lrn
-from pipelines.dataset import open_embedded_set
+from pipelines.dataset.embedded import open_embedded_set
 
 CPU = torch.device("cpu")
 PATIENCE_S = 300.0  # for ranks on a machine that has other work

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import DataError, check
-from pipelines.check import Report, Row, read_manifest, told, write
+from pipelines import DataError
+from pipelines.dataset import check
+from pipelines.dataset.check import Report, Row, read_manifest, told, write
 from pipelines.sources import open_source
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((160, 120))

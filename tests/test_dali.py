@@ -18,7 +18,7 @@ from PIL import Image
 
 import pipelines
 from pipelines import AUGMENTS, Batch, DataError, Request
-from pipelines.augment import CHANNEL_MEANS, COLOUR_NOISE_BASIS
+from pipelines.augment import CHANNEL_MEANS, COLOUR_NOISE_BASIS, centre_square
 from pipelines.dali import graph
 from pipelines.sources import Split
 
@@ -323,9 +323,9 @@ def test_evaluation_shows_the_middle_of_the_resized_picture_as_pillow_does(photo
 
 def middle_by_pillow(path: str) -> Image.Image:
     with Image.open(path) as picture:
-        half = 112 * min(picture.size) / 256
-        x, y = picture.width / 2, picture.height / 2
-        return picture.resize((224, 224), Image.BILINEAR, box=(x - half, y - half, x + half, y + half))
+        left, top, right, bottom = centre_square(*picture.size, 256)
+        edge = 16 * (right - left) / 256
+        return picture.resize((224, 224), Image.BILINEAR, box=(left + edge, top + edge, right - edge, bottom - edge))
 
 
 @pytest.mark.parametrize("arguments", [{"training": False}, {"augment": "rrc"}, {"augment": "paper"}])

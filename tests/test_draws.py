@@ -11,8 +11,8 @@ from scipy import stats
 from pipelines import Request
 from pipelines.augment import COLOUR_NOISE_BASIS
 from pipelines.draws import draws
-from pipelines.imageset import Split
 from pipelines.order import Order, normals, uniforms, words
+from pipelines.sources.imageset import Split
 
 SPLIT = Split(("a.jpg",), (0,), 1)
 

@@ -14,9 +14,9 @@ from PIL import Image
 from shard_files import example, pairs, write_tar, write_tfrecord
 
 import pipelines
-from pipelines.imageset import ImageSet
-from pipelines.prepare import prepare
+from pipelines.dataset.prepare import prepare
 from pipelines.sources import open_source
+from pipelines.sources.imageset import ImageSet
 
 IMAGES, CLASSES, SIDE = 20_000, 40, 16
 SHARDS = 4

@@ -18,7 +18,7 @@ from pipelines import Batch, DataError, Request
 from pipelines.augment import CHANNEL_MEANS
 from pipelines.draws import draws
 from pipelines.feed import Feed
-from pipelines.imageset import Split
+from pipelines.sources.imageset import Split
 
 SIDE, CUT = 40, 32
 MEANS = np.array(CHANNEL_MEANS, np.float32)

@@ -14,8 +14,7 @@ from shard_files import (
     write_tar,
 )
 
-from pipelines import index
-from pipelines.sources import ImageSet, open_source
+from pipelines.sources import ImageSet, index, open_source
 
 
 @pytest.fixture(autouse=True)

@@ -26,10 +26,11 @@ from nvidia.dali import fn, pipeline_def
 from PIL import Image
 
 from pipelines import DataError
+from pipelines.augment import centre_square
+from pipelines.dataset.prepare import prepare
 from pipelines.order import Order
-from pipelines.prepare import prepare
-from pipelines.prepared_set import verify
 from pipelines.sources import ImageSet, open_source
+from pipelines.sources.prepared_set import verify
 
 ROOT = Path(__file__).parents[1]
 FORMS = ["prepared-jpeg", "prepared-raw"]
@@ -78,9 +79,7 @@ def pristine(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def square_by_pillow(path: str) -> Image.Image:
     with Image.open(path) as picture:
-        width, height = picture.size
-        short = min(width, height)
-        box = ((width - short) / 2, (height - short) / 2, (width + short) / 2, (height + short) / 2)
+        box = centre_square(*picture.size, SIDE)
         return picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box)
 
 
@@ -320,7 +319,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from pipelines import DataError
-from pipelines.prepare import prepare
+from pipelines.dataset.prepare import prepare
 from pipelines.sources import ImageSet, Split
 import json
 names, labels, out, form = json.loads(sys.argv[1])

@@ -17,9 +17,9 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 READ = """
 import pipelines
-from pipelines.s3 import from_listing
+from pipelines.sources.s3 import from_listing
 keys = [(f"set/{name}/0.png", 1) for name in ("a", "b", "c", "d")]
-split = from_listing("s3://bucket/set", keys, pipelines.imageset.Exclusions()).train
+split = from_listing("s3://bucket/set", keys, pipelines.sources.imageset.Exclusions()).train
 batch = next(pipelines.create("dali", split=split, images_per_batch=4, image_size=8, resized_side=8, dtype="uint8", training=False))
 print(batch.images[:, :, 4, 4].tolist())
 """

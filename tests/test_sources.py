@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipelines import DataError
-from pipelines.imageset import Exclusions
-from pipelines.s3 import from_listing
 from pipelines.sources import described, name_of, open_folder, open_source
+from pipelines.sources.imageset import Exclusions
+from pipelines.sources.s3 import from_listing
 
 Make = Callable[[str], Path]
 

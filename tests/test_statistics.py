@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import DataError, statistics
-from pipelines.imageset import Split
-from pipelines.statistics import Statistics, Sums, colour_basis, load, mean_crop, measure, save
+from pipelines import DataError
+from pipelines.dataset import statistics
+from pipelines.dataset.statistics import Statistics, Sums, colour_basis, load, mean_crop, measure, save
+from pipelines.sources.imageset import Split
 
 SIDE = 16
 

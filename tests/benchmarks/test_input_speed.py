@@ -21,9 +21,9 @@ from nvidia.dali import Pipeline, fn, types
 
 import pipelines
 from pipelines.augment import CHANNEL_MEANS, CROP_AREA, CROP_ASPECT
-from pipelines.dataset import open_embedded_set
-from pipelines.imageset import ImageSet, Split
+from pipelines.dataset.embedded import open_embedded_set
 from pipelines.sources import open_source
+from pipelines.sources.imageset import ImageSet, Split
 
 BATCH, DTYPE, PREFETCH = 64, "float32", 2
 BATCHES_A_TURN = 8
@@ -246,7 +246,7 @@ def test_input_paper_from_a_prepared_set_against_the_plain_graph_from_originals(
     against: Any, on_target: Any, open_side: Callable[..., Side], images: ImageSet, tmp_path: Path,
     form: str, least: float, turn: int,
 ) -> None:  # fmt: skip
-    from pipelines.prepare import prepare
+    from pipelines.dataset.prepare import prepare
 
     squares = open_source(prepare(images, tmp_path / "squares", form=form)).train
     ours, plain = open_side(squares, augment="paper", turn=turn), Side(run_dali(plain_paper(images.train)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines import DataError
-from pipelines.imageset import StrPath
+from pipelines.sources.imageset import StrPath
 
 EXCLUSIONS, MANIFEST = "exclude.txt", "manifest.csv"
 BAD_TOLD = 10  # bad files named in the summary

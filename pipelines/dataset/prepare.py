@@ -17,11 +17,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from pipelines import DataError
-from pipelines.imageset import ImageSet
-from pipelines.prepare_plan import Job, Planned, missing_places, refuse_wrong
-from pipelines.prepared_set import SET, UNFINISHED, Progress, as_json, check_sizes, read_description
-from pipelines.squares import PARTIAL, Bad, Shard, Written, finished, jpeg, middle, write, write_whole
-from pipelines.workers import Event, WorkerDied, at_work, usable_cores
+from pipelines.dataset.plan import Job, Planned, missing_places, refuse_wrong
+from pipelines.dataset.squares import PARTIAL, Bad, Shard, Written, finished, jpeg, middle, write, write_whole
+from pipelines.dataset.workers import Event, WorkerDied, at_work, usable_cores
+from pipelines.sources.imageset import ImageSet
+from pipelines.sources.prepared_set import SET, UNFINISHED, Progress, as_json, check_sizes, read_description
 
 IMAGES_PER_SHARD = 1000
 BAD, LOCK = "bad.txt", ".prepare.lock"

@@ -13,9 +13,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from pipelines import DataError
-from pipelines.imageset import default_cache_root as default_cache_root
+from pipelines.dataset.synthesis import CLASSES, picture
 from pipelines.sources import ImageSet, open_folder
-from pipelines.synthesis import CLASSES, picture
+from pipelines.sources.imageset import default_cache_root as default_cache_root
 
 StrPath = str | os.PathLike[str]
 Progress = Callable[[int, int], None]  # files made so far, files in all

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from pipelines import DataError
-from pipelines.folders import Classes, Listed, assembled, check_classes, is_image, kept, prefix_length
-from pipelines.imageset import Exclusions, ImageSet, three
-from pipelines.shards import FORMS
+from pipelines.sources.folders import Classes, Listed, assembled, check_classes, is_image, kept, prefix_length
+from pipelines.sources.imageset import Exclusions, ImageSet, three
+from pipelines.sources.shards import FORMS
 
 SCHEME = "s3://"
 Key = tuple[str, int]  # of an object: its key in the bucket, and its bytes

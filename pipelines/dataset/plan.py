@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import DataError
-from pipelines.imageset import ImageSet, Split
+from pipelines.dataset.squares import Shard, Source
 from pipelines.order import Order
-from pipelines.prepared_set import FORMAT, VERSION
 from pipelines.sources import name_of
-from pipelines.squares import Shard, Source
+from pipelines.sources.imageset import ImageSet, Split
+from pipelines.sources.prepared_set import FORMAT, VERSION
 
 SUFFIXES = {"prepared-jpeg": ".tar", "prepared-raw": ".raw"}
 ORDER_SEED = 0

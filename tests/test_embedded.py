@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 import pipelines
-from pipelines import DataError, dataset, synthesis
+from pipelines import DataError
+from pipelines.dataset import embedded, synthesis
 
 PINNED = {  # number -> first half of the sha256 of its file
     0: "46215b9e8a302abab900fa487963e7d1",
@@ -28,7 +29,7 @@ PINNED = {  # number -> first half of the sha256 of its file
 
 @pytest.mark.parametrize("number", PINNED)
 def test_a_picture_has_its_pinned_bytes(number: int) -> None:
-    file = synthesis.picture(number, dataset.label_of(number))
+    file = synthesis.picture(number, embedded.label_of(number))
     assert hashlib.sha256(file).hexdigest()[:32] == PINNED[number]
 
 
@@ -59,7 +60,7 @@ def test_pictures_are_stored_as_imagenets_are() -> None:
 
 def test_classes_differ_in_mean_colour_by_more_than_pictures_of_a_class_do() -> None:
     def colour(number: int) -> np.ndarray:
-        with Image.open(io.BytesIO(synthesis.picture(number, dataset.label_of(number)))) as image:
+        with Image.open(io.BytesIO(synthesis.picture(number, embedded.label_of(number)))) as image:
             return np.asarray(image.convert("YCbCr").resize((32, 24)), float).mean((0, 1))[1:]
 
     coloured = [number for number in range(50) if not synthesis._format(synthesis.Draws(number)).grey]
@@ -71,14 +72,14 @@ def test_classes_differ_in_mean_colour_by_more_than_pictures_of_a_class_do() -> 
 
 
 def test_every_class_has_its_share_of_both_parts() -> None:
-    paths = [dataset.EMBEDDED_V1.path(number) for number in range(2560)]
+    paths = [embedded.EMBEDDED_V1.path(number) for number in range(2560)]
     assert len(set(paths)) == 2560
     shares = Counter(path.parts[:2] for path in paths)
     assert {count for (part, _), count in shares.items() if part == "train"} == {204, 205}
     assert {count for (part, _), count in shares.items() if part == "val"} == {51, 52}
 
 
-SMALL = dataset.Edition(
+SMALL = embedded.Edition(
     name="embedded-small",
     train=30,
     val=10,
@@ -86,8 +87,9 @@ SMALL = dataset.Edition(
     listing_digest="cd17afd216f7431e",
 )
 MAKE_SMALL = f"""
-from pipelines import DataError, dataset
-edition = dataset.Edition{(SMALL.name, SMALL.train, SMALL.val, SMALL.content_digest, SMALL.listing_digest)!r}
+from pipelines import DataError
+from pipelines.dataset import embedded
+edition = embedded.Edition{(SMALL.name, SMALL.train, SMALL.val, SMALL.content_digest, SMALL.listing_digest)!r}
 """
 
 
@@ -99,20 +101,20 @@ def python(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 def test_a_set_is_made_once_and_then_found(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    images = dataset.open_embedded_set(tmp_path, lambda done, of: told.append((done, of)), SMALL)
+    images = embedded.open_embedded_set(tmp_path, lambda done, of: told.append((done, of)), SMALL)
     assert told == [(done, 40) for done in range(1, 41)]
     assert images.dataset_id == "embedded-small"
     assert images.classes == synthesis.CLASSES
     assert len(images.train) == 30
     assert images.val is not None
     assert len(images.val) == 10
-    dataset.make_embedded_set(tmp_path, lambda done, of: pytest.fail("made again"), SMALL)
+    embedded.make_embedded_set(tmp_path, lambda done, of: pytest.fail("made again"), SMALL)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["embedded-small", "embedded-small.lock"]
 
 
 @pytest.mark.parametrize("harm", ["file lost", "file cut short", "class lost"])
 def test_a_damaged_set_is_made_again(tmp_path: Path, harm: str) -> None:
-    folder = dataset.make_embedded_set(tmp_path, edition=SMALL)
+    folder = embedded.make_embedded_set(tmp_path, edition=SMALL)
     file = folder / SMALL.path(3)
     if harm == "file lost":
         file.unlink()
@@ -120,21 +122,21 @@ def test_a_damaged_set_is_made_again(tmp_path: Path, harm: str) -> None:
         file.write_bytes(file.read_bytes()[:-1])
     else:
         shutil.rmtree(file.parent)
-    assert not dataset.is_complete(folder, SMALL)
-    assert dataset.is_complete(dataset.make_embedded_set(tmp_path, edition=SMALL), SMALL)
+    assert not embedded.is_complete(folder, SMALL)
+    assert embedded.is_complete(embedded.make_embedded_set(tmp_path, edition=SMALL), SMALL)
     assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob("*.discarded"))
 
 
 def test_a_killed_maker_leaves_no_set_and_the_next_one_makes_it_whole(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
-dataset.make_embedded_set(sys.argv[1], lambda done, of: done < 20 or os.kill(os.getpid(), signal.SIGKILL), edition)
+embedded.make_embedded_set(sys.argv[1], lambda done, of: done < 20 or os.kill(os.getpid(), signal.SIGKILL), edition)
 """
     with python(code, str(tmp_path)) as maker:
         assert maker.wait(30) == -9
     assert not (tmp_path / SMALL.name).exists()
     assert (tmp_path / "embedded-small.partial").exists()
-    assert dataset.is_complete(dataset.make_embedded_set(tmp_path, edition=SMALL), SMALL)
+    assert embedded.is_complete(embedded.make_embedded_set(tmp_path, edition=SMALL), SMALL)
     assert not (tmp_path / "embedded-small.partial").exists()
 
 
@@ -142,8 +144,8 @@ def test_two_processes_that_make_it_at_once_make_it_once(tmp_path: Path) -> None
     code = """
 import sys
 made = []
-path = dataset.make_embedded_set(sys.argv[1], lambda done, of: made.append(done), edition)
-print(len(made), dataset.is_complete(path, edition))
+path = embedded.make_embedded_set(sys.argv[1], lambda done, of: made.append(done), edition)
+print(len(made), embedded.is_complete(path, edition))
 """
     makers = [python(code, str(tmp_path)) for _ in range(2)]
     told = sorted(maker.communicate(timeout=60)[0].strip() for maker in makers)
@@ -156,7 +158,7 @@ def test_an_interrupted_maker_leaves_nothing(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        dataset.make_embedded_set(tmp_path, interrupt, SMALL)
+        embedded.make_embedded_set(tmp_path, interrupt, SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["embedded-small.lock"]
 
 
@@ -164,14 +166,14 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     occupied = tmp_path / "occupied"
     occupied.write_text("a file")
     with pytest.raises(DataError, match=r"cannot be written to .*occupied.*HARNESS_CACHE"):
-        dataset.make_embedded_set(occupied, edition=SMALL)
+        embedded.make_embedded_set(occupied, edition=SMALL)
 
 
 def test_a_disk_that_fills_up_is_told_and_left_clean(tmp_path: Path) -> None:
     code = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-try: dataset.make_embedded_set(sys.argv[1], None, edition)
+try: embedded.make_embedded_set(sys.argv[1], None, edition)
 except DataError as error: print(error)
 """
     with python(code, str(tmp_path)) as maker:
@@ -184,16 +186,16 @@ except DataError as error: print(error)
 def test_other_bytes_than_the_pinned_ones_are_refused(tmp_path: Path) -> None:
     other = replace(SMALL, content_digest="0" * 64)
     with pytest.raises(DataError, match="differs from embedded-small"):
-        dataset.make_embedded_set(tmp_path, edition=other)
+        embedded.make_embedded_set(tmp_path, edition=other)
     assert [path.name for path in tmp_path.iterdir()] == ["embedded-small.lock"]
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("HARNESS_CACHE", raising=False)
-    assert dataset.default_cache_root() == tmp_path / "alexnet-harness"
+    assert embedded.default_cache_root() == tmp_path / "alexnet-harness"
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "elsewhere"))
-    assert dataset.default_cache_root() == tmp_path / "elsewhere"
+    assert embedded.default_cache_root() == tmp_path / "elsewhere"
     monkeypatch.delenv("HARNESS_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert dataset.default_cache_root() == Path.home() / ".cache" / "alexnet-harness"
+    assert embedded.default_cache_root() == Path.home() / ".cache" / "alexnet-harness"

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import DataError, tfrecord, webdataset
-from pipelines.imageset import Entry, Exclusions, ImageSet, Progress, Split, digest, three, unreadable
-from pipelines.index import Index, Ints, Shard, indexed
+from pipelines import DataError
+from pipelines.sources import tfrecord, webdataset
+from pipelines.sources.imageset import Entry, Exclusions, ImageSet, Progress, Split, digest, three, unreadable
+from pipelines.sources.index import Index, Ints, Shard, indexed
 
 PURPOSES = {
     "train": "train",

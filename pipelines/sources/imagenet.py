@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines import DataError
-from pipelines.folders import Listed, assembled, images_of, kept, listing, prefix_length, scan
-from pipelines.imageset import Exclusions, ImageSet, Split, digest, three, unreadable
+from pipelines.sources.folders import Listed, assembled, images_of, kept, listing, prefix_length, scan
+from pipelines.sources.imageset import Exclusions, ImageSet, Split, digest, three, unreadable
 
 NESTED = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")  # where Kaggle's copy has train/ and val/
 DEVKIT = re.compile(r"ILSVRC(2010|2012)_validation_ground_truth\.txt")

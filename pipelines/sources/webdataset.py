@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pipelines import DataError
-from pipelines.imageset import IMAGE_SUFFIXES
-from pipelines.index import Index, ShardError
+from pipelines.sources.imageset import IMAGE_SUFFIXES
+from pipelines.sources.index import Index, ShardError
 
 BLOCK = 512
 EMPTY_BLOCK = bytes(BLOCK)

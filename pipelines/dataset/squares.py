@@ -17,6 +17,9 @@ from typing import IO, NamedTuple, cast
 
 from PIL import Image, UnidentifiedImageError
 
+from pipelines.augment import centre_square
+from pipelines.sources.prepared_set import labels_path
+
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 PIXEL_LIMIT = 100_000_000  # 300 MB decoded; as `data check` has it
 PARTIAL = ".partial"
@@ -104,10 +107,6 @@ def finished(shard_path: Path) -> Written | None:
     return written if whole else None
 
 
-def labels_path(shard_path: Path | str) -> Path:
-    return Path(shard_path).with_suffix(".cls")
-
-
 def sidecar_path(shard_path: Path | str) -> Path:
     return Path(f"{shard_path}.json")
 
@@ -117,7 +116,7 @@ def is_tar(shard: Shard) -> bool:
 
 
 def square(encoded: bytes, side: int) -> Image.Image:
-    """The exact middle square of a picture in RGB, resized to `side` with antialiased bilinear weights.
+    """The centre square of a picture in RGB, resized to `side` with antialiased bilinear weights.
 
     EXIF rotation is not applied. Pillow's errors for what is no picture, and before any pixel is decoded for more than
     PIXEL_LIMIT of them.
@@ -128,8 +127,7 @@ def square(encoded: bytes, side: int) -> Image.Image:
             width, height = picture.size
             if width * height > PIXEL_LIMIT:
                 raise Image.DecompressionBombError
-            short = min(width, height)
-            box = ((width - short) / 2, (height - short) / 2, (width + short) / 2, (height + short) / 2)
+            box = centre_square(width, height, side)
             return picture.convert("RGB").resize((side, side), Image.Resampling.BILINEAR, box=box)
 
 

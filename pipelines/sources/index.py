@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import DataError
-from pipelines.imageset import Progress, default_cache_root, unreadable
+from pipelines.sources.imageset import Progress, default_cache_root, unreadable
 
 VERSION = 1  # of what is kept; another one makes every kept index stale
 THREADS = 16  # most of the time goes into waiting for the disk

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from pipelines.index import Index, ShardError
+from pipelines.sources.index import Index, ShardError
 
 KEYS = (("image/encoded", "image/class/label"), ("image", "label"))  # of image and label, tried in this order
 HEADER_BYTES, FOOTER_BYTES = 12, 4  # length and its checksum before a record, a checksum behind it

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipelines import DataError
 
 if TYPE_CHECKING:
-    from pipelines.statistics import Statistics
+    from pipelines.dataset.statistics import Statistics
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 DIGEST_CHARACTERS = 16

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipelines import DataError
-from pipelines.encoded import Decoder, header_of, pillow_quiet, refusal
-from pipelines.folders import existing, is_image
-from pipelines.imageset import StrPath
-from pipelines.manifest import Report, Row, read_manifest, told, write
+from pipelines.dataset.encoded import Decoder, header_of, pillow_quiet, refusal
+from pipelines.dataset.manifest import Report, Row, read_manifest, told, write
 from pipelines.sources import open_source
+from pipelines.sources.folders import existing, is_image
+from pipelines.sources.imageset import StrPath
 
 __all__ = ["PIXEL_LIMIT", "Report", "Row", "check", "read_manifest", "told", "write"]
 

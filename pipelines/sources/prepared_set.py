@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import DataError
-from pipelines.squares import labels_path
 
 FORMAT, VERSION = "alexnet-harness prepared set", 1
 SET = "set.json"  # its presence means that the set is whole
@@ -54,6 +53,10 @@ def files_of(folder: Path, entry: dict[str, Any]) -> list[tuple[Path, str]]:
     shard = folder / entry["file"]
     labels = [(labels_path(shard), entry["labels_sha256"])] if "labels_sha256" in entry else []
     return [(shard, entry["sha256"]), *labels]
+
+
+def labels_path(shard_path: Path | str) -> Path:
+    return Path(shard_path).with_suffix(".cls")
 
 
 def damaged(path: Path, how: str) -> DataError:

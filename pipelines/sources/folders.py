@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines import DataError
-from pipelines.imageset import IMAGE_SUFFIXES, Entry, Exclusions, ImageSet, Split, StrPath, digest, three, unreadable
+from pipelines.sources.imageset import (
+    IMAGE_SUFFIXES,
+    Entry,
+    Exclusions,
+    ImageSet,
+    Split,
+    StrPath,
+    digest,
+    three,
+    unreadable,
+)
 
 VALIDATION_SHARE = 10  # without a val/ folder one image in so many is held out
 

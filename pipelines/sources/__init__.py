@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines import DataError
-from pipelines.folders import existing, is_image, open_class_folders, open_folder
-from pipelines.imagenet import base_of, open_imagenet
-from pipelines.imageset import Exclusions, ImageSet, Progress, Split, StrPath, unreadable
-from pipelines.prepared_set import SET
-from pipelines.prepared_set import UNFINISHED
-from pipelines.prepared_source import open_prepared
-from pipelines.s3 import SCHEME, open_s3
-from pipelines.shards import FOLDERS, FORMS, image_name, open_shards, shard_names
+from pipelines.sources.folders import existing, is_image, open_class_folders, open_folder
+from pipelines.sources.imagenet import base_of, open_imagenet
+from pipelines.sources.imageset import Exclusions, ImageSet, Progress, Split, StrPath, unreadable
+from pipelines.sources.prepared import open_prepared
+from pipelines.sources.prepared_set import SET, UNFINISHED
+from pipelines.sources.s3 import SCHEME, open_s3
+from pipelines.sources.shards import FOLDERS, FORMS, image_name, open_shards, shard_names
 
 __all__ = ["ImageSet", "Split", "described", "name_of", "open_folder", "open_source"]
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import DataError, webdataset
-from pipelines.imageset import Exclusions, ImageSet, Progress, digest
-from pipelines.index import Index, Ints, Shard, indexed
-from pipelines.prepared_set import SET, VERSION, check_sizes, damaged, files_of, read_description
-from pipelines.shards import split_of
+from pipelines import DataError
+from pipelines.sources import webdataset
+from pipelines.sources.imageset import Exclusions, ImageSet, Progress, digest
+from pipelines.sources.index import Index, Ints, Shard, indexed
+from pipelines.sources.prepared_set import SET, VERSION, check_sizes, damaged, files_of, read_description
+from pipelines.sources.shards import split_of
 
 Entry = dict[str, Any]  # what set.json says of a shard
 Read = Callable[[dict[str, Any], list[Shard], list[Entry], str, Progress | None], tuple[Index, Ints]]

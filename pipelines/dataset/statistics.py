@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 import pipelines
 from pipelines import DataError
-from pipelines.imageset import Split, StrPath
+from pipelines.sources.imageset import Split, StrPath
 
 VERSION = 1
 ID_CHARACTERS = 12
