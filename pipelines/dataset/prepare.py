@@ -23,7 +23,9 @@ from pipelines.dataset.workers import Event, WorkerDied, at_work, usable_cores
 from pipelines.sources.imageset import ImageSet
 from pipelines.sources.prepared_set import SET, UNFINISHED, Progress, as_json, check_sizes, read_description
 
+# Of a small set, shards small enough for every core to have some: a shard is the work of one.
 IMAGES_PER_SHARD = 1000
+SHARDS_LEAST, IMAGES_PER_SHARD_LEAST = 32, 16
 BAD, LOCK = "bad.txt", ".prepare.lock"
 SAMPLED = 50  # images encoded to estimate the size of all
 SPACE_MARGIN = 1.1
@@ -57,7 +59,7 @@ def prepare(
         form,
         side,
         quality if form == "prepared-jpeg" else None,
-        images_per_shard or IMAGES_PER_SHARD,
+        images_per_shard or fair_shard(len(source.train)),
         root,
         missing_places(whole, images) if whole else {},
     )
@@ -111,6 +113,11 @@ def refuse_other(job: Job, found: dict[str, Any], asked: dict[str, Any]) -> None
             raise DataError(
                 f"{job.out} holds a set of another {key.replace('_', ' ')}{differs}: give another folder, or empty this one"
             )
+
+
+def fair_shard(images: int) -> int:
+    """Images a shard for a training split of so many, whatever machine prepares it."""
+    return min(IMAGES_PER_SHARD, max(IMAGES_PER_SHARD_LEAST, -(-images // SHARDS_LEAST)))
 
 
 def written_shards(job: Job, workers: int, progress: Progress | None) -> dict[str, Written]:
