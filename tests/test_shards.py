@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,16 @@ from shard_files import (
     PICTURES,
     SAMPLES,
     contents,
+    example,
     pairs,
     refused,
     tars,
     tfrecords,
     write_tar,
+    write_tfrecord,
 )
 
+import pipelines
 from pipelines import DataError
 from pipelines.sources import name_of, open_source
 
@@ -146,3 +152,29 @@ def test_a_copy_elsewhere_is_the_same_set_and_another_size_another(tmp_path: Pat
     assert open_source(tars(tmp_path / "two")).dataset_id == first
     write_tar(tmp_path / "two/train-002.tar", pairs(SAMPLES))
     assert open_source(tmp_path / "two").dataset_id != first
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (lambda root, made: write_tar(root / "train-000.tar", pairs(made)), r"train-000\.tar/0004\.jpg"),
+        (
+            lambda root, made: write_tfrecord(
+                root / "train-00000-of-00001",
+                [example({"image/encoded": contents, "image/class/label": label}) for _, contents, label in made],
+            ),
+            "train-00000-of-00001#4",
+        ),
+    ],
+    ids=["webdataset", "tfrecord"],
+)
+def test_a_bad_image_met_in_a_shard_is_named_by_its_member(
+    tmp_path: Path, write: Callable[[Path, list[tuple[str, bytes, int]]], Path], name: str
+) -> None:
+    made = [(key, contents[:-60] if key == "0004" else contents, label) for key, contents, label in SAMPLES]
+    write(tmp_path / "set", made)
+    images = open_source(tmp_path / "set")
+    batches = pipelines.create("dali", split=images.train, images_per_batch=2, image_size=16, augment="paper")
+    with closing(batches), pytest.raises(DataError, match=rf"{name} cannot be decoded") as told:
+        list(itertools.islice(batches, 20))
+    assert "\n" not in str(told.value)
