@@ -6,6 +6,13 @@ endless and every batch is full: one epoch runs into the next. Order and augment
 the images drawn before, so that an iterator can be had again from the middle of an epoch (`State`). Evaluation gives
 every image of the split exactly once over all shards; the places that fill up a shard's last batch have index -1 and
 label 0.
+
+sources/        where images lie: class folders, ImageNet as distributed, shards, prepared sets, buckets
+order.py        which image comes when; draws.py: the random numbers of each; augment.py: the constants
+feed.py         what goes into the graph for a batch
+dali.py         the graph and its iterator; torch_loader.py: the peer; synthetic.py: no input at all
+diagnose.py     which image of a batch cannot be decoded
+dataset/        sets made and measured: the embedded one, check, prepare, statistics
 """
 
 from __future__ import annotations

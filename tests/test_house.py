@@ -58,9 +58,13 @@ TORCH_FREE = tuple(set(MAY_IMPORT) - {"train", "workload", "ceilings", "measure"
 HEAVY = {"torch", "nvidia", "triton", "torchvision"}
 
 
-def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+def imports(path: Path, *, top_level_only: bool = False, types_too: bool = True) -> set[str]:
     """Dotted names of the modules that a file imports, `from a import b` as a.b."""
     tree = ast.parse(path.read_text())
+    if not types_too:
+        tree.body = [
+            node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        ]
     nodes = tree.body if top_level_only else list(ast.walk(tree))
     names: set[str] = set()
     for node in nodes:
@@ -99,6 +103,27 @@ def test_models_and_pipelines_know_neither_the_harness_nor_each_other(package: s
     others = {"harness", "models", "pipelines"} - {package}
     for path in (ROOT / package).rglob("*.py"):
         assert not {name.split(".")[0] for name in imports(path)} & others, path
+
+
+# What the files of pipelines/ may import of it, by folder; the contract in __init__ and its constants are everyone's.
+PIPELINES_MAY_IMPORT = {
+    "sources": {"sources"},
+    "": {"", "sources"},
+    "dataset": {"", "sources", "dataset"},
+}
+EVERYONES = {"augment", "AUGMENTS", "DataError"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "pipelines").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_arrows_inside_the_pipelines_point_from_sets_to_batches_to_sources(path: Path) -> None:
+    if path == ROOT / "pipelines" / "__init__.py":
+        return
+    parts = [name.split(".") for name in imports(path, types_too=False) if name.startswith("pipelines.")]
+    folders = {part[1] if part[1] in PIPELINES_MAY_IMPORT else "" for part in parts if part[1] not in EVERYONES}
+    own = path.parent.name if path.parent.name in PIPELINES_MAY_IMPORT else ""
+    assert folders <= PIPELINES_MAY_IMPORT[own]
 
 
 def test_only_the_workload_builds_models_and_pipelines() -> None:
