@@ -137,10 +137,11 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
     lengths = [f"--{name.replace('_', '-')}" for name in LENGTHS if name in typed]
     if len(lengths) > 1:
         raise AskedWrongly(f"{' and '.join(lengths)} were both asked and a run has one length: give one of them")
+    of_images = [f"--{name}" for name in ("data", "exclude", "statistics", "views") if name in typed]
+    if typed.get("pipeline") == "synthetic" and of_images:
+        raise AskedWrongly(f"--pipeline synthetic reads no images and {of_images[0]} was given: leave one of them out")
     if "exclude" in typed and "data" not in typed:
         raise AskedWrongly("--exclude was given and the embedded set has nothing to leave out: give --data too")
-    if typed.get("pipeline") == "synthetic" and "data" in typed:
-        raise AskedWrongly("--pipeline synthetic reads no images and --data was given: leave one of them out")
     model = typed.get("model", RunConfig.model)
     side = models.image_size(model)
     if typed.setdefault("image_size", side) != side:

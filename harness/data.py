@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,7 +80,8 @@ def add_data(commands: Any, parser_class: Any) -> None:
 def shown(phase: str) -> Iterator[Callable[[int, int], None]]:
     """`progress(done, of)` as a bar with rate and time left."""
     begun_s, before = time.monotonic(), -1
-    with Display(quiet=False) as display:
+    # A stream of its own: what the decoders write to standard error is led elsewhere while `data check` decodes.
+    with os.fdopen(os.dup(sys.stderr.fileno()), "w") as stream, Display(quiet=False, stream=stream) as display:
         display.show({"phase": phase})
 
         def progress(done: int, of: int) -> None:
@@ -120,8 +123,18 @@ def run_make(_arguments: argparse.Namespace) -> int:
 
 def run_check(arguments: argparse.Namespace) -> int:
     from pipelines.dataset import check
+    from pipelines.sources.prepared_set import SET, verify
 
+    if (Path(arguments.folder) / SET).is_file():
+        with shown("check") as progress:
+            verify(Path(arguments.folder), progress)
+        print(f"every shard of {arguments.folder} holds the bytes that were written")
+        return 0
     out = arguments.out or Path(f"{Path(arguments.folder).resolve().name}-check")
+    if out.resolve().is_relative_to(Path(arguments.folder).resolve()):
+        raise AskedWrongly(
+            f"the check's files would go to {out}, inside the set that they are about: name another --out"
+        )
     limit = {"pixel_limit": arguments.pixel_limit} if arguments.pixel_limit else {}
     with shown("check") as progress:
         report = check.check(arguments.folder, workers=workers(arguments), progress=progress, **limit)

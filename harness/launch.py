@@ -251,6 +251,16 @@ def check_images(config: RunConfig, images: ImageSet) -> None:
     """AskedWrongly where these images cannot be shown as was asked."""
     if images.train.square and config.augment in pipelines.RANDOM_RESIZED:
         raise AskedWrongly(pipelines.no_random_resized(config.augment, images.train.square))
+    side = pipelines.resized_side(config.image_size)
+    if images.statistics and images.statistics.side != side:
+        raise AskedWrongly(
+            f"--statistics {config.statistics} has a mean image of {images.statistics.side} pixels and {config.model} cuts its "
+            f"{config.image_size} out of {side}: measure with `data statistics --side {side}`"
+        )
+    if config.pipeline == "torch" and images.train.files[0].startswith("s3:"):
+        raise AskedWrongly(
+            "--pipeline torch was asked and its decoder reads no s3:// addresses: ask for --pipeline dali"
+        )
 
 
 def check_gpus(asked: int | None, found: int) -> None:

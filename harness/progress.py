@@ -89,6 +89,8 @@ def sentence(event: dict[str, Any], in_phase_s: float) -> str:
         parts.append(f"{event['images_per_s']:,.4g} images/s")
     if event.get("loss") is not None:
         parts.append(f"loss {event['loss']:.3f}")
+    if event.get("of") and event.get("images_per_s"):
+        return "   ".join([*parts, left((event["of"] - event["done"]) / event["images_per_s"])])
     done = event.get("share") or (step / steps if step and steps else 0)
     # Nothing can be said of the time left by the first moment of a phase.
     if 0 < done < 1 and in_phase_s >= 1:

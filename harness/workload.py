@@ -139,7 +139,8 @@ def create_batches(
     return pipelines.create(
         config.pipeline if training else "dali",
         split=split,
-        images_per_batch=config.images_per_gpu,
+        # Ten views of an image take ten images' memory.
+        images_per_batch=config.images_per_gpu if training else max(1, config.images_per_gpu // config.views),
         image_size=config.image_size,
         training=training,
         augment=config.augment,
@@ -161,7 +162,7 @@ def create_batches(
 def means_and_colours(statistics: Statistics, image_size: int) -> dict[str, Any]:
     """What a pipeline takes from statistics over a training set in place of ImageNet's constants."""
     basis = tuple(tuple(float(number) for number in row) for row in colour_basis(statistics))
-    return {"mean_image": mean_crop(statistics, image_size), "colour_basis": basis, "resized_side": statistics.side}
+    return {"mean_image": mean_crop(statistics, image_size), "colour_basis": basis}
 
 
 def evaluation(network: nn.Module, batches: Iterator[pipelines.Batch], config: RunConfig) -> tuple[int, int, int]:

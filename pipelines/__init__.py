@@ -22,6 +22,7 @@ import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from pipelines.augment import CHANNEL_MEANS, COLOUR_NOISE_BASIS, JITTER
@@ -65,6 +66,7 @@ class State:
     """Where a training iterator stands after some batches; `Request.resume` goes on from there with the same numbers."""
 
     batches: int
+    pipeline: str  # its name
     request_id: str  # of what was asked: anything else refuses this state
     operators: str = ""  # what the pipeline's own random operators know, base64
 
@@ -91,9 +93,7 @@ class Request:
     augment: str = "rrc"  # training only
     jitter: tuple[float, float, float, float] = JITTER  # rrc+jitter: brightness, contrast, saturation, hue in turns
     image_size: int = 224  # side of the square image, pixels
-    resized_side: int = (
-        0  # pixels of the shorter side that `image_size` is cut from; 0: as 256 to 224, the paper's section 2
-    )
+    resized_side: int = 0  # pixels of the shorter side that `image_size` is cut from; 0: the function of that name
     mean_image: NDArray[np.float32] | None = field(default=None, compare=False)  # (S, S, 3); None: `channel_means`
     channel_means: tuple[float, ...] = CHANNEL_MEANS
     colour_basis: tuple[tuple[float, ...], ...] = COLOUR_NOISE_BASIS  # (3, 3), see `augment`
@@ -110,7 +110,7 @@ class Request:
     resume: State | None = None  # training only: go on after these batches
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "resized_side", self.resized_side or round(self.image_size * 256 / 224))
+        object.__setattr__(self, "resized_side", self.resized_side or resized_side(self.image_size))
         one_of("augment", self.augment, AUGMENTS)
         one_of("device", self.device.partition(":")[0], DEVICES)
         one_of("dtype", self.dtype, DTYPES)
@@ -129,11 +129,6 @@ class Request:
             raise ValueError("ten views and raw pixels are for evaluation: ask for training=False")
         if self.training and self.augment in RANDOM_RESIZED and self.split.square:
             raise DataError(no_random_resized(self.augment, self.split.square))
-        if self.resume is not None and self.resume.request_id != self.request_id:
-            raise DataError(
-                "the saved state of the input belongs to other images, seed, augmentation, batch size or ranks: "
-                "resume with what it was saved with"
-            )
         if self.training and len(self.split) < self.num_shards:
             raise DataError(f"{len(self.split)} training images cannot feed {self.num_shards} ranks: use fewer ranks")
 
@@ -146,13 +141,12 @@ class Request:
         """The GPU's number; None on a CPU."""
         return int(self.device.partition(":")[2] or 0) if self.on_gpu else None
 
-    @property
+    @cached_property
     def request_id(self) -> str:
-        """Digest of all that the stream of training images depends on; threads, queues and folders are not among it."""
+        """Digest of all that the stream of training images depends on; threads, queues and where the set lies are not."""
         split = self.split
-        digest = hashlib.sha256()
-        for text in map(os.path.basename, split.files):
-            digest.update(os.fsencode(text) + b"\0")
+        above = len(os.path.commonpath([os.path.dirname(file) for file in (min(split.files), max(split.files))]))
+        digest = hashlib.sha256("\0".join(file[above:] for file in split.files).encode(errors="surrogateescape"))
         spans = split.spans.tobytes() if split.spans is not None else b""
         means = self.mean_image.tobytes() if self.mean_image is not None else b""
         asked = (split.labels, split.square, split.raw, self.images_per_batch, self.augment, self.jitter, self.image_size,
@@ -168,12 +162,27 @@ class Request:
         return range(total * self.shard // self.num_shards, total * (self.shard + 1) // self.num_shards)
 
 
+def resized_side(image_size: int) -> int:
+    """Pixels of the shorter side that a crop of `image_size` is cut from: 256 for 224, the paper's section 2."""
+    return round(image_size * 256 / 224)
+
+
 def no_random_resized(augment: str, square: int) -> str:
     """Why squares that were cut before cannot be cut at random again, and what to do."""
     return (
         f"--augment {augment} was asked of images that were prepared as {square}x{square} squares, whose random areas and "
         "aspects of the whole photograph are gone: ask for --augment paper, or give --data the originals"
     )
+
+
+def resumable(request: Request, pipeline: str) -> None:
+    """`DataError` where `request.resume` is the state of another stream."""
+    state = request.resume
+    if state is not None and (state.pipeline, state.request_id) != (pipeline, request.request_id):
+        raise DataError(
+            "the saved state of the input belongs to other images, seed, augmentation, batch size, ranks or pipeline: "
+            "resume with what it was saved with"
+        )
 
 
 def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

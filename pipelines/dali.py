@@ -17,7 +17,7 @@ from nvidia.dali import Pipeline, fn, types
 from nvidia.dali import math as dali_math
 from torch.utils.dlpack import from_dlpack
 
-from pipelines import RANDOM_RESIZED, Batch, DataError, Request, State
+from pipelines import RANDOM_RESIZED, Batch, DataError, Request, State, resumable
 from pipelines.augment import CODE2012_DIVISOR, CROP_AREA, CROP_ASPECT, mixed_seed
 from pipelines.diagnose import bad_image
 from pipelines.feed import Feed, numbers_of
@@ -34,6 +34,7 @@ class DaliBatches:
     """An iterator over the outputs of one DALI pipeline. Tensors are views of DALI's memory, kept while they live."""
 
     def __init__(self, request: Request) -> None:
+        resumable(request, "dali")
         self.request = request
         self.total = None if request.training else math.ceil(len(request.evaluation_slice) / request.images_per_batch)
         self.delivered = request.resume.batches if request.resume else 0
@@ -68,7 +69,9 @@ class DaliBatches:
     def state(self) -> State:
         """After the batches delivered so far; for training only."""
         assert self.pipeline is not None
-        return State(self.delivered, self.request.request_id, base64.b64encode(self.pipeline.checkpoint()).decode())
+        return State(
+            self.delivered, "dali", self.request.request_id, base64.b64encode(self.pipeline.checkpoint()).decode()
+        )
 
     def close(self) -> None:
         """Free the pipeline: its threads and, once the last batch is gone, its memory."""
@@ -111,13 +114,21 @@ def graph(request: Request, device_id: int | None, depth: int) -> Pipeline:
         prefetch_queue_depth=depth,
         exec_dynamic=True,
         enable_checkpointing=request.training,
-        checkpoint=base64.b64decode(resume.operators) if resume else None,
+        checkpoint=unpacked(resume) if resume else None,
     )
     with pipeline:
         images, index, numbers = fed(request)
         images = prepared(request, images, numbers)
         pipeline.set_outputs(images, index.gpu() if request.on_gpu else index)
     return pipeline
+
+
+def unpacked(state: State) -> bytes:
+    """What DALI wrote of its operators."""
+    try:
+        return base64.b64decode(state.operators, validate=True)
+    except ValueError as error:
+        raise DataError("the saved state of the input is damaged: resume from another one, or begin anew") from error
 
 
 def fed(request: Request) -> tuple[Any, Any, dict[str, Any]]:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from pipelines import DataError, Request
 from pipelines.feed import Feed
+from pipelines.pictures import fault_in
 from pipelines.sources import name_of
 from pipelines.sources.imageset import Split
 from pipelines.sources.s3 import SCHEME
-
-Look = Callable[[Feed, int], str | None]
-
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 
 
 def bad_image(request: Request, batch: int, told: str) -> DataError | None:
@@ -27,36 +21,33 @@ def bad_image(request: Request, batch: int, told: str) -> DataError | None:
     `batch` counts from 0 in this shard's order; `told` is DALI's own message. The queue runs ahead of the batch.
     """
     feed = Feed(request)
-    batches = range(batch, batch + 1 + request.prefetch)
-    places = [int(place) for number in batches for place in feed.places(number) if place >= 0]
-    for look in (named_in(told), fault_at, refused_at):
-        for place in places:
-            found = look(feed, place)
-            if found:
-                return DataError(
-                    f"the image {name_of(request.split, place)} cannot be decoded ({found}): mend or remove it, or leave "
-                    "it out with --exclude (`data check` finds all such images), and run again"
-                )
+    for number in range(batch, batch + 1 + request.prefetch):
+        places = [int(place) for place in feed.places(number) if place >= 0]
+        for place, reason in found_at(feed, places, told):
+            return DataError(
+                f"the image {name_of(request.split, place)} cannot be decoded ({reason}): mend or remove it, or leave "
+                "it out with --exclude (`data check` finds all such images), and run again"
+            )
     return None
 
 
-def named_in(told: str) -> Look:
-    """Whether DALI's message names the file, as it does for one that cannot be read."""
-    return lambda feed, place: "it cannot be read" if feed.request.split.files[place] in told else None
-
-
-def fault_at(feed: Feed, place: int) -> str | None:
-    """`fault_in` of one image of a split."""
-    try:
-        return None if unseen(feed.request.split, place) else fault_in(encoded_at(feed, place))
-    except (OSError, DataError) as error:
-        return str(error)
-
-
-def refused_at(feed: Feed, place: int) -> str | None:
-    """What Pillow decodes and DALI does not."""
-    passed = unseen(feed.request.split, place) or decodes(encoded_at(feed, place))
-    return None if passed else "DALI's decoder refuses it"
+def found_at(feed: Feed, places: list[int], told: str) -> list[tuple[int, str]]:
+    """The first bad image among these places, with the reason; empty where all are good."""
+    split, encoded = feed.request.split, []
+    for place in places:
+        if split.files[place] in told:
+            return [(place, "it cannot be read")]
+        if unseen(split, place):
+            continue
+        try:
+            encoded.append((place, encoded_at(feed, place)))
+        except (OSError, DataError) as error:
+            return [(place, str(error))]
+    refused = first_refused([contents for _, contents in encoded], feed.request.threads)
+    if refused is None:
+        return []
+    place, contents = encoded[refused]
+    return [(place, fault_in(contents) or "DALI's decoder refuses it")]
 
 
 def unseen(split: Split, place: int) -> bool:
@@ -70,40 +61,34 @@ def encoded_at(feed: Feed, place: int) -> bytes:
     return Path(split.files[place]).read_bytes() if split.spans is None else feed.image(place).tobytes()
 
 
-def decodes(encoded: bytes) -> bool:
-    """Whether DALI's own decoder, which may be stricter than Pillow's, takes one image."""
+def first_refused(images: list[bytes], threads: int) -> int | None:
+    """Which of these encoded images is the first that DALI's decoder does not take: halves of halves are decoded."""
+    if not images or decodes(images, threads):
+        return None
+    if len(images) == 1:
+        return 0
+    half = len(images) // 2
+    first = first_refused(images[:half], threads)
+    if first is not None:
+        return first
+    second = first_refused(images[half:], threads)
+    return None if second is None else half + second
+
+
+def decodes(images: list[bytes], threads: int) -> bool:
+    """Whether DALI's decoder takes all of these."""
+    if not all(images):
+        return False
     from nvidia.dali import Pipeline, fn
 
-    pipeline: Any = Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_dynamic=True)
+    pipeline: Any = Pipeline(len(images), threads, device_id=None, prefetch_queue_depth=1, exec_dynamic=True)
     with pipeline:
-        source = fn.external_source([[np.frombuffer(encoded, np.uint8)]], batch=True)
+        source = fn.external_source([[np.frombuffer(image, np.uint8) for image in images]], batch=True)
         pipeline.set_outputs(fn.decoders.image(source, adjust_orientation=False))
     try:
         pipeline.run()
     except RuntimeError:
         return False
+    finally:
+        pipeline._shutdown()
     return True
-
-
-def fault(path: str) -> str | None:
-    """What is wrong with an image file, in a few words; None where Pillow can decode it."""
-    try:
-        return fault_in(Path(path).read_bytes())
-    except OSError as error:
-        return str(error)
-
-
-def fault_in(encoded: bytes) -> str | None:
-    """What is wrong with an encoded image, in a few words; None where Pillow can decode it."""
-    if not encoded:
-        return "the file is empty"
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            if image.format not in FORMATS:
-                return f"it is {image.format}, not {', '.join(FORMATS)}"
-            image.load()
-    except UnidentifiedImageError:
-        return "it is no image"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return str(error)
-    return None

@@ -35,8 +35,10 @@ class Feed:
 
     def images(self, batch: int) -> Sequence[Bytes]:
         """For each image its file's name as bytes, or where a file holds many images, its own bytes, not copied."""
-        # Padding shows the split's first image: the graph must have something to decode.
-        return [self.image(int(place)) for place in np.maximum(self.places(batch), self.request.evaluation_slice.start)]
+        places = self.places(batch)
+        # Padding shows an image that is there anyway: the graph must have something to decode.
+        shown = np.where(places < 0, self.request.evaluation_slice.start, places)
+        return [self.image(place) for place in shown.tolist()]
 
     def image(self, place: int) -> Bytes:
         """One image as `images` gives it. `DataError` where its file cannot be opened or is shorter than it was."""

@@ -34,7 +34,7 @@ class SyntheticBatches:
 
     def state(self) -> State:
         """The batch is always the same one."""
-        return State(0, self.request_id)
+        return State(0, "synthetic", self.request_id)
 
     def close(self) -> None:
         """Let go of the batch."""

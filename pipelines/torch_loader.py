@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipelines import RANDOM_RESIZED, Batch, DataError, Request, State
+from pipelines import RANDOM_RESIZED, Batch, DataError, Request, State, resumable
 from pipelines.augment import CODE2012_DIVISOR, COLOUR_NOISE_STD, CROP_AREA, CROP_ASPECT, IMAGES_A_CROP, mixed_seed
-from pipelines.diagnose import encoded_at, fault_in
+from pipelines.diagnose import encoded_at
 from pipelines.feed import Feed
+from pipelines.pictures import fault_in, rgb
 from pipelines.sources import name_of
 
 try:
@@ -37,6 +38,7 @@ class LoaderBatches:
     """An iterator over a DataLoader with one process a thread asked for."""
 
     def __init__(self, request: Request) -> None:
+        resumable(request, "torch")
         self.request = request
         self.delivered = request.resume.batches if request.resume else 0
         self.classes = torch.tensor(request.split.labels, dtype=torch.int64, device=request.device)
@@ -71,7 +73,7 @@ class LoaderBatches:
 
     def state(self) -> State:
         """After the batches delivered so far; for training only."""
-        return State(self.delivered, self.request.request_id)
+        return State(self.delivered, "torch", self.request.request_id)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -131,7 +133,7 @@ def decoded(feed: Feed, place: int) -> Image.Image:
     try:
         encoded = encoded_at(feed, place)
         with Image.open(io.BytesIO(encoded)) as image:
-            return image.convert("RGB")
+            return rgb(image)
     except (OSError, SyntaxError, ValueError) as error:
         reason = (encoded and fault_in(encoded)) or error
         raise DataError(

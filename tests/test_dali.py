@@ -7,6 +7,7 @@ import itertools
 import re
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -385,6 +386,23 @@ def test_a_file_that_cannot_be_decoded_is_named(tmp_path: Path, kind: str, argum
             list(itertools.islice(batches, 99))
         assert "\n" not in str(told.value)
         assert list(batches) == []
+
+
+def test_the_bad_image_is_named_and_not_a_picture_of_several_that_decodes(tmp_path: Path) -> None:
+    several = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(several, "MPO", save_all=True, append_images=[Image.new("RGB", (40, 40))])
+    split = split_of(tmp_path, [several.getvalue()] * 5 + [BAD["text"]])
+    with closing(dali(split, images_per_batch=6)) as batches, pytest.raises(DataError, match=r"005\.JPEG cannot be"):
+        next(batches)
+
+
+@pytest.mark.parametrize("spoiled", [{"operators": "%%%"}, {"pipeline": "torch"}, {"request_id": "0"}])
+def test_a_spoiled_state_is_told_in_a_sentence(numbered: Split, spoiled: dict[str, str]) -> None:
+    with closing(dali(numbered)) as batches:
+        next(batches)
+        state = batches.state()
+    with pytest.raises(DataError, match="the saved state of the input"):
+        dali(numbered, resume=replace(state, **spoiled))
 
 
 def test_a_file_that_vanished_is_named(numbered: Split, tmp_path: Path) -> None:

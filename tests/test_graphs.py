@@ -16,7 +16,7 @@ from nvidia.dali import backend
 from PIL import Image
 
 import pipelines
-from pipelines import Batch, DataError, Request
+from pipelines import AUGMENTS, RANDOM_RESIZED, Batch, DataError, Request
 from pipelines.augment import CHANNEL_MEANS
 from pipelines.dali import graph
 from pipelines.draws import draws
@@ -110,6 +110,33 @@ def test_training_crops_flips_and_colours_are_those_drawn(
         crop = squares(6)[place][offset[0] : offset[0] + CUT, offset[1] : offset[1] + CUT]
         wanted = ((crop[:, ::-1] if mirror else crop) - MEANS + noise) / divisor
         np.testing.assert_allclose(image, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize(("shard", "ranks"), [(0, 1), (0, 2), (1, 2), (2, 3)])
+def test_every_rank_shows_the_very_images_whose_indices_it_gives(
+    form: str, augment: str, shard: int, ranks: int, tmp_path: Path
+) -> None:
+    greys = np.stack([np.full((SIDE, SIDE, 3), 10 * place, np.uint8) for place in range(20)])
+    folder = tmp_path / "greys"
+    folder.mkdir()
+    for place, image in enumerate(greys):
+        (folder / f"{place:02}.png").write_bytes(png(image))
+    whole = Split(tuple(map(str, sorted(folder.iterdir()))), tuple(place % 3 for place in range(20)), 3)
+    split = {
+        "files": lambda: whole,
+        "packed": lambda: packed(tmp_path / "shard.tar", [png(image) for image in greys]),
+        "square": lambda: packed(tmp_path / "shard.tar", [png(image) for image in greys], square=SIDE),
+        "raw": lambda: packed(tmp_path / "shard.raw", [image.tobytes() for image in greys], square=SIDE, raw=True),
+    }[form]()
+    if split.square and augment in RANDOM_RESIZED:
+        return
+    still = {"jitter": (0.0, 0.0, 0.0, 0.0), "colour_basis": ((0.0,) * 3,) * 3, "channel_means": (0.0,) * 3}
+    for batch in take(split, 8, augment=augment, shard=shard, num_shards=ranks, **still):
+        shown = pixels(batch).mean((1, 2, 3)) * (1.1 if augment == "code2012" else 1)
+        np.testing.assert_allclose(shown, 10 * batch.indices.numpy(), atol=0.51)
+        assert batch.labels.tolist() == [split.labels[place] for place in batch.indices.tolist()]
 
 
 def test_a_mean_image_is_taken_from_every_crop_as_it_is_shown(square_files: Split) -> None:

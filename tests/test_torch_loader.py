@@ -102,6 +102,17 @@ def test_augmentation_follows_from_seed_shard_and_visit_and_not_from_the_worker(
         assert not torch.equal(image(), other)
 
 
+def test_sixteen_bits_are_eight_as_dali_makes_them(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)).save(path)
+    split = Split((str(path),), (0,), 1)
+    ours, peer = (
+        take(name, split, 1, training=False, images_per_batch=1, image_size=56, resized_side=64)[0].images
+        for name in ("dali", "torch")
+    )
+    assert (ours - peer).abs().max() <= 1
+
+
 @pytest.mark.parametrize("arguments", [{"augment": "rrc"}, {"training": False}])
 def test_the_mean_is_subtracted_and_nothing_divided(tmp_path: Path, arguments: dict[str, Any]) -> None:
     path = tmp_path / "flat.png"

@@ -20,13 +20,13 @@ from typing import BinaryIO
 from pipelines import DataError
 from pipelines.dataset.encoded import Decoder, header_of, pillow_quiet, refusal
 from pipelines.dataset.manifest import Report, Row, read_manifest, told, write
+from pipelines.pictures import PIXEL_LIMIT
 from pipelines.sources import open_source
 from pipelines.sources.folders import existing, is_image
 from pipelines.sources.imageset import StrPath
 
 __all__ = ["PIXEL_LIMIT", "Report", "Row", "check", "read_manifest", "told", "write"]
 
-PIXEL_LIMIT = 100_000_000  # 300 MB decoded
 IMAGES_PER_BATCH = 64
 PIXELS_PER_BATCH = 64_000_000
 BYTES_KEPT = 1 << 20  # a larger file is read again when it is decoded, so that files waiting take little memory
@@ -77,7 +77,7 @@ def _names(root: str) -> Iterator[tuple[str, str]]:
         elif real not in above:  # else a link leads back to where it lies
             try:
                 with os.scandir(os.path.join(root, folder)) as entries:
-                    found = sorted((entry.name, entry.is_dir()) for entry in entries)
+                    found = sorted((entry.name, os.path.isdir(entry.path)) for entry in entries)
             except OSError as error:
                 yield folder or ".", f"unreadable: {error.strerror}"
                 return
@@ -184,7 +184,7 @@ class _Decoding:
         verdicts = self.decoder.verdicts([contents for _, contents in readable])
         for (row, contents), verdict in zip(readable, verdicts, strict=True):
             if not verdict.decoded:
-                row.fault = refusal(contents, row.format, verdict.told)
+                row.fault = refusal(contents, verdict.told)
             elif verdict.damaged:
                 row.notes += ("damaged but decoded",)
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipelines import DataError
-from pipelines.diagnose import FORMATS, fault_in
+from pipelines.pictures import FORMATS, MULTI_PICTURE, fault_in
 
 TINY_PIXELS = 8  # a side below this is worth a note
 HEADER_BYTES = 4096  # enough to tell what a file is that is no image
@@ -25,7 +25,6 @@ HEADER_BYTES = 4096  # enough to tell what a file is that is no image
 BYTES_PER_PIXEL, BYTES_BESIDE = 8, 64 << 20
 
 SUFFIX_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
-MULTI_PICTURE = "MPO"  # a JPEG with further pictures behind it, as cameras write: decoders show the first
 ORIENTATION_TAG = 0x0112
 # First bytes of what is often met under an image's name.
 SIGNATURES = (
@@ -232,9 +231,9 @@ class Decoder:
         self.pipeline.run()
 
 
-def refusal(encoded: bytes, file_format: str, told: str) -> str:
+def refusal(encoded: bytes, told: str) -> str:
     """The fault of an image that DALI refused: Pillow's reason, else what DALI's decoders `told`."""
-    found = None if file_format == MULTI_PICTURE else fault_in(encoded)
+    found = fault_in(encoded)
     complaints = re.findall(r"\[ERROR\]\W*(?:\[0m)?\s*(?:\[\w+\])?\s*(.+)", told)
     return broken(found or (complaints[-1] if complaints else "DALI's decoder refuses it"))
 

@@ -158,6 +158,11 @@ def missing_places(whole: ImageSet, images: ImageSet) -> dict[str, NDArray[np.bo
     }
 
 
+def splits_alike(whole: ImageSet, images: ImageSet) -> bool:
+    """Whether the images that are left have the purposes that they have in the whole set."""
+    return set(addresses(images.train)) <= set(addresses(whole.train))
+
+
 def addresses(split: Split) -> Iterator[tuple[str, int]]:
     """Where each image begins."""
     starts = itertools.repeat(0) if split.spans is None else map(int, split.spans[:, 0])

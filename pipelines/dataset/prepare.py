@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from pipelines import DataError
-from pipelines.dataset.plan import Job, Planned, missing_places, refuse_wrong
+from pipelines.dataset.plan import Job, Planned, missing_places, refuse_wrong, splits_alike
 from pipelines.dataset.squares import PARTIAL, Bad, Shard, Written, finished, jpeg, middle, write, write_whole
 from pipelines.dataset.workers import Event, WorkerDied, at_work, usable_cores
 from pipelines.sources.imageset import ImageSet
@@ -52,6 +52,8 @@ def prepare(
     to (None: the images' common folder). `progress` is called from this process. `DataError` where images are bad (all
     others are then done), where `out` holds something else, is in use or too small, and for sources prepared before.
     """
+    if whole and not splits_alike(whole, images):
+        whole = None  # without a val/ folder other images are held out once some are left out: that is another set
     source = whole or images
     job = Job(
         source,
@@ -95,7 +97,8 @@ def claimed(job: Job) -> bool:
 
 def refuse_strangers(out: Path) -> None:
     """`DataError` where a folder holds anything but a prepared set, or what was to become one."""
-    names = sorted(path.name for path in out.iterdir() if path.name not in (LOCK, BAD))
+    ours = (path.name for path in out.iterdir() if path.name not in (LOCK, BAD))
+    names = sorted(name for name in ours if not name.endswith(PARTIAL))
     if names and SET not in names and UNFINISHED not in names:
         raise DataError(f"{out} holds other things ({', '.join(names[:3])}): give an empty folder, or a new one")
 

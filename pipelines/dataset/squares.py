@@ -18,10 +18,9 @@ from typing import IO, NamedTuple, cast
 from PIL import Image, UnidentifiedImageError
 
 from pipelines.augment import centre_square
+from pipelines.pictures import FORMATS, PIXEL_LIMIT, rgb
 from pipelines.sources.prepared_set import labels_path
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-PIXEL_LIMIT = 100_000_000  # 300 MB decoded; as `data check` has it
 PARTIAL = ".partial"
 # Chroma at half resolution: readers decode such squares about one and a half times as fast, at every epoch, for an
 # error larger by about 3 dB. Who wants exact squares takes raw ones.
@@ -128,7 +127,7 @@ def square(encoded: bytes, side: int) -> Image.Image:
             if width * height > PIXEL_LIMIT:
                 raise Image.DecompressionBombError
             box = centre_square(width, height, side)
-            return picture.convert("RGB").resize((side, side), Image.Resampling.BILINEAR, box=box)
+            return rgb(picture).resize((side, side), Image.Resampling.BILINEAR, box=box)
 
 
 def jpeg(picture: Image.Image, quality: int | None) -> bytes:

@@ -62,21 +62,25 @@ def open_class_folders(folder: Path, root: Path, exclusions: Exclusions) -> Imag
     """The class folders of `folder`; names of images to leave out are relative to `root`."""
     start = prefix_length(root)
     if not (folder / "train").is_dir():
-        return assembled(kept(scan(folder), start, exclusions), None, str(folder), exclusions)
+        return held_out_of(kept(scan(folder), start, exclusions), str(folder), exclusions)
     train = scan(folder / "train")
     val = scan(folder / "val", least_classes=1) if (folder / "val").is_dir() else {}
     return assembled(kept(train, start, exclusions), kept(val, start, exclusions), str(folder), exclusions)
 
 
-def assembled(train: Classes, val: Classes | None, root: str, exclusions: Exclusions) -> ImageSet:
-    """The set of these classes; with `val` None a part of each class is held out. Errors name `root`."""
+def held_out_of(classes: Classes, root: str, exclusions: Exclusions) -> ImageSet:
+    """The set of these classes, of each of which a part is held out: what was left out might as well not be there."""
+    val = {name: _held_out(images) for name, images in classes.items()}
+    held_out = {image for images in val.values() for image in images}
+    train = {name: [image for image in images if image not in held_out] for name, images in classes.items()}
+    return assembled(train, val, root, exclusions)
+
+
+def assembled(train: Classes, val: Classes, root: str, exclusions: Exclusions) -> ImageSet:
+    """The set of these classes. Errors name `root`."""
     exclusions.check()
     names = tuple(train)
-    entries = listing([*train.values(), *(val or {}).values()], prefix_length(root))
-    if val is None:
-        val = {name: _held_out(images) for name, images in train.items()}
-        held_out = {image for images in val.values() for image in images}
-        train = {name: [image for image in images if image not in held_out] for name, images in train.items()}
+    entries = listing([*train.values(), *val.values()], prefix_length(root))
     if unknown := sorted(set(val) - set(names)):
         raise DataError(
             f"{os.path.join(root, 'val')} has {len(unknown)} classes that train/ lacks ({three(unknown)}): "

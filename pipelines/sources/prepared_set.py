@@ -73,7 +73,22 @@ def read_description(path: Path) -> dict[str, Any] | None:
         raise DataError(f"{path} is damaged ({error}): empty the folder and prepare the set again") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise DataError(f"{path} is not of a prepared set: give another folder")
+    if path.name == SET and not _is_whole(found):
+        raise DataError(f"{path} lacks what it should say: empty the folder and prepare the set again")
     return found
+
+
+def _is_whole(described: dict[str, Any]) -> bool:
+    """Whether a finished set's description has what readers of it look up; another version may say other things."""
+    if described.get("version") != VERSION:
+        return True
+    splits = described.get("splits")
+    entries = [entry for entries in splits.values() for entry in entries] if isinstance(splits, dict) else [None]
+    types = {"file": str, "images": int, "bytes": int, "sha256": str}
+    return "train" in (splits or ()) and all(
+        isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in types.items())
+        for entry in entries
+    )
 
 
 def as_json(described: dict[str, Any]) -> bytes:

@@ -7,7 +7,16 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from pipelines import DataError
-from pipelines.sources.folders import Classes, Listed, assembled, check_classes, is_image, kept, prefix_length
+from pipelines.sources.folders import (
+    Classes,
+    Listed,
+    assembled,
+    check_classes,
+    held_out_of,
+    is_image,
+    kept,
+    prefix_length,
+)
 from pipelines.sources.imageset import Exclusions, ImageSet, three
 from pipelines.sources.shards import FORMS
 
@@ -37,7 +46,7 @@ def from_listing(address: str, keys: Iterable[Key], exclusions: Exclusions) -> I
     if not train:
         classes = _classes(objects, "")
         check_classes(classes, root, 2)
-        return assembled(kept(classes, start, exclusions), None, root, exclusions)
+        return held_out_of(kept(classes, start, exclusions), root, exclusions)
     check_classes(train, f"{root}/train", 2)
     if flat := [image.name for image in objects if image.name.startswith("val/") and image.name.count("/") == 1]:
         raise DataError(

@@ -115,9 +115,12 @@ def _members(path: str, file: int, total: int) -> Iterator[Member]:
         if kind == LONG_NAME:
             renamed = os.fsdecode(os.pread(file, size, start).rstrip(b"\0"))
         elif kind == EXTENDED:
-            extended = _extended(os.pread(file, size, start))
-            renamed = os.fsdecode(extended.get(b"path", b"")) or renamed
-            resized = int(extended.get(b"size", -1))
+            try:
+                extended = _extended(os.pread(file, size, start))
+                renamed = os.fsdecode(extended.get(b"path", b"")) or renamed
+                resized = _whole(extended[b"size"]) if b"size" in extended else -1
+            except ValueError:
+                raise ShardError(path, f"has a damaged pax header at byte {at}; {MEND}") from None
         elif kind not in (LONG_LINK, EXTENDED_FOR_ALL):
             name = renamed or _name(header)
             if kind in FILE_KINDS and not name.endswith("/"):
@@ -141,7 +144,16 @@ def _checked_size(path: str, header: bytes, at: int) -> int:
 
 
 def _octal(number: bytes) -> int:
-    return int(number.partition(b"\0")[0].strip() or b"0", 8)
+    digits = number.partition(b"\0")[0].strip() or b"0"
+    if not digits.isdigit():
+        raise ValueError("a number has digits alone")
+    return int(digits, 8)
+
+
+def _whole(number: bytes) -> int:
+    if not number.isdigit():
+        raise ValueError("a number has digits alone")
+    return int(number)
 
 
 def _name(header: bytes) -> str:
@@ -152,10 +164,12 @@ def _name(header: bytes) -> str:
 
 
 def _extended(records: bytes) -> dict[bytes, bytes]:
-    """Keywords and values of a pax header: records `length keyword=value` and a line feed."""
+    """Keywords and values of a pax header: records `length keyword=value` and a line feed. ValueError where damaged."""
     found = {}
     while records.strip(b"\0"):
         length = records.partition(b" ")[0]
+        if not len(length) < _whole(length) <= len(records):
+            raise ValueError("a record ends within the header, behind its length")
         record, records = records[: int(length)], records[int(length) :]
         keyword, _, value = record[len(length) + 1 : -1].partition(b"=")
         found[keyword] = value
