@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,8 +79,8 @@ def add_data(commands: Any, parser_class: Any) -> None:
 def shown(phase: str) -> Iterator[Callable[[int, int], None]]:
     """`progress(done, of)` as a bar with rate and time left."""
     begun_s, before = time.monotonic(), -1
-    # A stream of its own: what the decoders write to standard error is led elsewhere while `data check` decodes.
-    with os.fdopen(os.dup(sys.stderr.fileno()), "w") as stream, Display(quiet=False, stream=stream) as display:
+    # A way of its own to the terminal: `data check` leads standard error elsewhere while the decoders work.
+    with os.fdopen(os.dup(2), "w") as stream, Display(quiet=False, stream=stream) as display:
         display.show({"phase": phase})
 
         def progress(done: int, of: int) -> None:

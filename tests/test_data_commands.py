@@ -125,6 +125,7 @@ def test_statistics_of_an_image_that_cannot_be_decoded_name_it_and_write_nothing
         (["run", "--exclude", "list.txt"], "--exclude was given and the embedded set"),
         (["run", "--jitter", "0.1,0.1,0.1,0.1", "--augment", "rrc"], "--augment rrc jitters no colours"),
         (["run", "--statistics", "no-such.npz"], "no-such.npz does not exist"),
+        (["run", "--pipeline", "synthetic", "--views", "10"], "synthetic reads no images and --views was given"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_sentence(
@@ -141,3 +142,36 @@ def test_no_jitter_but_four_numbers_is_accepted(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit, match="2"):
         main(["run", "--augment", "rrc+jitter", "--jitter", "0.4"])
     assert "brightness,contrast,saturation" in capsys.readouterr().err
+
+
+def test_a_mean_image_of_another_side_is_refused_before_anything_runs(folder: Path, tmp_path: Path) -> None:
+    assert main(["data", "statistics", str(folder), "--side", "64", "--out", str(tmp_path)]) == 0
+    (statistics,) = tmp_path.glob("statistics-*.npz")
+    table = tmp_path / "results" / "t.csv"
+    refused = run("--data", str(folder), "--augment", "paper", "--statistics", str(statistics), "--table", str(table))
+    assert refused.returncode == 2
+    assert "measure with `data statistics --side 256`" in refused.stderr
+    assert not table.exists()
+
+
+def test_the_checks_files_do_not_go_into_the_set_that_they_are_about(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["data", "check", "."]) == 2
+    assert "name another --out" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["train", "val"]
+
+
+def test_a_prepared_set_is_checked_by_its_digests(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    squares = tmp_path / "squares"
+    assert main(["data", "prepare", str(folder), str(squares)]) == 0
+    assert main(["data", "check", str(squares)]) == 0
+    shard = next(squares.glob("*.tar"))
+    contents = bytearray(shard.read_bytes())
+    contents[700] ^= 1
+    shard.write_bytes(contents)
+    assert main(["data", "check", str(squares)]) == 2
+    assert shard.name in capsys.readouterr().err

@@ -443,3 +443,27 @@ def test_a_worker_that_is_killed_is_told_with_its_shard(stuck: Callable[[str], S
     os.kill(int(orphaned.remaining().name.split(".")[-2]), signal.SIGKILL)
     assert "the worker that wrote val-00000.raw ended in the middle (killed by signal 9)" in orphaned.end()
     assert not list(orphaned.out.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "breaking", [lambda set_: set_["splits"]["train"][0].pop("bytes"), lambda set_: set_.update(splits=[])]
+)
+def test_a_set_json_that_lacks_something_is_told_in_a_sentence(
+    folder: Path, pristine: Path, tmp_path: Path, breaking: Callable[[dict[str, Any]], object]
+) -> None:
+    out = Path(shutil.copytree(pristine, tmp_path / "set"))
+    described = json.loads((out / "set.json").read_text())
+    breaking(described)
+    (out / "set.json").write_text(json.dumps(described))
+    for use in (lambda: make(open_source(folder), out, "prepared-jpeg"), lambda: open_source(out), lambda: verify(out)):
+        with pytest.raises(DataError, match="lacks what it should say") as told:
+            use()
+        assert "\n" not in str(told.value)
+
+
+def test_what_a_kill_left_of_the_first_write_is_no_stranger(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    out.mkdir()
+    (out / "unfinished.json.99.partial").touch()
+    assert (make(open_source(folder), out) / "set.json").exists()
+    assert not list(out.glob("*.partial"))

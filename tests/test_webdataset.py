@@ -116,3 +116,27 @@ def test_a_damaged_compressed_or_joined_tar_is_named(root: Path) -> None:
     refused(root, r"a\.tar goes on behind its end mark")
     path.write_bytes(b"")
     refused(root, r"a\.tar ends at byte 0")
+
+
+def header(size: bytes, kind: bytes) -> bytes:
+    """A tar's header of 512 bytes whose sum is right whatever it says."""
+    block = bytearray(512)
+    block[:5], block[124:136], block[156:157], block[148:156] = b"a.jpg", size.ljust(12, b"\0"), kind, b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "record"),
+    [
+        (b"x", b"00000000020", b"0 path=qqq\n"),
+        (b"x", b"00000000020", b"xx path=q\n"),
+        (b"x", b"00000000020", b"11 size=zz\n"),
+        (b"x", b"00000000020", b"99 path=q.jpg\n"),
+        (b"0", b"-0000001000", b""),
+    ],
+)
+def test_headers_that_lead_nowhere_end_in_a_sentence(root: Path, kind: bytes, size: bytes, record: bytes) -> None:
+    root.mkdir()
+    (root / "a.tar").write_bytes(header(size, kind) + record.ljust(512, b"\0") + bytes(1024))
+    refused(root, r"damaged|truncated")
