@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,7 +63,7 @@ def add_data(commands: Any, parser_class: Any) -> None:
     )
     statistics.add_argument("--exclude", metavar="FILE", help="images to leave out, as `data check` writes them")
     statistics.add_argument(
-        "--side", metavar="PIXELS", type=whole(1), default=256, help="side of the mean image (default 256)"
+        "--side", metavar="PIXELS", type=whole(1, 4096), default=256, help="side of the mean image (default 256)"
     )
     statistics.add_argument(
         "--out", metavar="FOLDER", type=Path, default=Path(), help="where the file goes (default: here)"
@@ -100,10 +101,22 @@ def opened(folder: str | None, exclude: str | None) -> ImageSet:
 
     with shown("data") as progress:
         images = (
-            sources.open_source(folder, exclude, progress) if folder else embedded.open_embedded_set(progress=progress)
+            sources.open_source(folder, exclude, progress)
+            if folder is not None
+            else embedded.open_embedded_set(progress=progress)
         )
     print(sources.described(images), flush=True)
     return images
+
+
+def made(out: Path) -> None:
+    """The folder for what is written at the end, made now: hours of work are not to be lost to its name."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise AskedWrongly(f"--out {out} cannot be written to ({error.strerror}): name another folder") from error
 
 
 def workers(arguments: argparse.Namespace) -> int:
@@ -134,6 +147,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         raise AskedWrongly(
             f"the check's files would go to {out}, inside the set that they are about: name another --out"
         )
+    made(out)
     limit = {"pixel_limit": arguments.pixel_limit} if arguments.pixel_limit else {}
     with shown("check") as progress:
         report = check.check(arguments.folder, workers=workers(arguments), progress=progress, **limit)
@@ -163,8 +177,7 @@ def run_prepare(arguments: argparse.Namespace) -> int:
 def run_statistics(arguments: argparse.Namespace) -> int:
     from pipelines.dataset import statistics
 
-    if not arguments.out.is_dir():
-        raise AskedWrongly(f"--out {arguments.out} was given and it is no folder: make it, or leave --out out")
+    made(arguments.out)
     images = opened(arguments.folder, arguments.exclude)
     with shown("statistics") as progress:
         found = statistics.measure(
@@ -179,5 +192,8 @@ def run_statistics(arguments: argparse.Namespace) -> int:
         " ".join(f"{number:.2f}" for number in row) for row in (found.channel_means, found.eigenvalue_roots)
     )
     print(f"{found.count:,} images: mean R G B {means}, colour deviations {roots}")
-    print(f"use it as: python -m harness run --augment paper --statistics {path}")
+    of = "".join(
+        f" --{name} {value}" for name, value in (("data", arguments.folder), ("exclude", arguments.exclude)) if value
+    )
+    print(f"use it as: python -m harness run{of} --augment paper --statistics {path}")
     return 0

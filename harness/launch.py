@@ -205,6 +205,8 @@ def why_ranks_failed(failures: dict[int, Any], run_folder: Path) -> str:
     if failure.exitcode < 0:
         with contextlib.suppress(ValueError):
             how = signal.Signals(-failure.exitcode).name
+        if how == "SIGBUS":
+            how += " (a shard was shortened while it was read, or memory shared with it ran out)"
     phase = PHASES[last_phase(run_folder / "progress.jsonl")]
     return f"rank {rank} ended by {how} while {phase}; see {run_folder / 'logs'}"
 

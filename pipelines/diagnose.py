@@ -21,12 +21,13 @@ def bad_image(request: Request, batch: int, told: str) -> DataError | None:
     `batch` counts from 0 in this shard's order; `told` is DALI's own message. The queue runs ahead of the batch.
     """
     feed = Feed(request)
+    finder = "check" if request.split.spans is None else "prepare"
     for number in range(batch, batch + 1 + request.prefetch):
         places = [int(place) for place in feed.places(number) if place >= 0]
         for place, reason in found_at(feed, places, told):
             return DataError(
                 f"the image {name_of(request.split, place)} cannot be decoded ({reason}): mend or remove it, or leave "
-                "it out with --exclude (`data check` finds all such images), and run again"
+                f"it out with --exclude (`data {finder}` finds all such images), and run again"
             )
     return None
 

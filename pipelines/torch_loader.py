@@ -134,10 +134,11 @@ def decoded(feed: Feed, place: int) -> Image.Image:
         encoded = encoded_at(feed, place)
         with Image.open(io.BytesIO(encoded)) as image:
             return rgb(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = (encoded and fault_in(encoded)) or error
         raise DataError(
-            f"the image {name_of(split, place)} cannot be decoded ({reason}): mend or remove it, and run again"
+            f"the image {name_of(split, place)} cannot be decoded ({reason}): mend or remove it, or leave it "
+            "out with --exclude, and run again"
         ) from error
 
 

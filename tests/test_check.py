@@ -307,6 +307,9 @@ def test_what_no_run_would_take_for_an_image_is_not_listed_but_told(lay: Lay, tm
         "# To be mended by hand: 'a/gone.jpg' (unreadable: No such file or directory)",
         "a/bad.jpg",
     ]
+    with pytest.raises(DataError, match=r"a/gone\.jpg is named as an image and is no file"):
+        open_source(root, exclude=tmp_path / "exclude.txt")
+    (root / "a/gone.jpg").unlink()
     assert open_source(root, exclude=tmp_path / "exclude.txt").excluded == 1
 
 

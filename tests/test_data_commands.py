@@ -121,7 +121,7 @@ def test_statistics_of_an_image_that_cannot_be_decoded_name_it_and_write_nothing
         (["data", "check", "no-such"], "no-such does not exist"),
         (["data", "prepare", "no-such", "out"], "no-such does not exist"),
         (["data", "statistics", "no-such"], "no-such does not exist"),
-        (["data", "statistics", "--out", "no-such"], "no-such was given and it is no folder"),
+        (["data", "statistics", "--out", "/proc/no"], "--out /proc/no cannot be written to"),
         (["run", "--exclude", "list.txt"], "--exclude was given and the embedded set"),
         (["run", "--jitter", "0.1,0.1,0.1,0.1", "--augment", "rrc"], "--augment rrc jitters no colours"),
         (["run", "--statistics", "no-such.npz"], "no-such.npz does not exist"),
@@ -161,6 +161,12 @@ def test_the_checks_files_do_not_go_into_the_set_that_they_are_about(
     assert main(["data", "check", "."]) == 2
     assert "name another --out" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == ["train", "val"]
+
+
+def test_a_set_is_not_prepared_into_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "prepare", str(folder), str(folder / "squares")]) == 2
+    assert "lies inside" in capsys.readouterr().err
+    assert not (folder / "squares").exists()
 
 
 def test_a_prepared_set_is_checked_by_its_digests(

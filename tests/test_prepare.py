@@ -239,7 +239,7 @@ def test_too_little_space_is_told_before_anything_is_written(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
-    with pytest.raises(DataError, match=r"27 images as prepared-\w+ take about .* 0\.00 GiB free: free some space"):
+    with pytest.raises(DataError, match=r"27 images as prepared-\w+ take about .* 0\.0 MiB free: free some space"):
         make(open_source(folder), tmp_path / "set", form)
     assert contents(tmp_path / "set") == {}
 

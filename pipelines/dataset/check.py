@@ -219,8 +219,9 @@ def _seen_by_runs(root: str, bad: list[str]) -> list[str]:
     try:
         images = open_source(root)
     except DataError:
-        # What no run can open as it is must be mended first; the list may be right afterwards.
-        return [name for name in can_be_listed if os.path.isfile(os.path.join(root, name))]
+        # What no run can open as it is must be mended first; the list is right afterwards.
+        depth = 2 if os.path.isdir(os.path.join(root, "train")) else 1
+        return [name for name in can_be_listed if name.count("/") == depth and os.path.isfile(os.path.join(root, name))]
     files = (*images.train.files, *(images.val.files if images.val else ()))
     known = {os.path.relpath(file, root) for file in files}
     return [name for name in can_be_listed if name in known]

@@ -66,6 +66,8 @@ def prepare(
         missing_places(whole, images) if whole else {},
     )
     refuse_wrong(job)
+    if root and job.out.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{out} lies inside {root}, the set that it is made from: give a folder outside it")
     try:
         job.out.mkdir(parents=True, exist_ok=True)
         refuse_strangers(job.out)
@@ -193,7 +195,9 @@ def bad_images(job: Job, bad: list[tuple[str, Bad]], total: int) -> DataError:
     """Write the list of them, those left out before included; the sentence about it."""
     reasons = {job.name(part, int(job.orders[part][each.place])): each.reason for part, each in bad}
     before = [job.name(part, int(original)) for part, gone in job.left_out.items() for original in np.flatnonzero(gone)]
-    write_whole(job.out / BAD, b"".join(os.fsencode(f"{name}\n") for name in sorted([*reasons, *before])))
+    # A name that breaks the line cannot be listed: it is told as a comment, to be mended by hand.
+    lines = [name if name.splitlines() == [name] else f"# rename: {name!r}" for name in sorted([*reasons, *before])]
+    write_whole(job.out / BAD, b"".join(os.fsencode(f"{line}\n") for line in lines))
     first = ", ".join(f"{name}: {' '.join(reasons[name].split())}" for name in sorted(reasons)[:3])
     return DataError(
         f"{len(bad)} of {total:,} images cannot be decoded ({first}): mend them, or leave them out with "
@@ -234,7 +238,7 @@ def remove_partial(folder: Path) -> None:
 
 
 def gib(count: int) -> str:
-    return f"{count / 2**30:,.2f} GiB"
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 def remedy(error: OSError) -> str:

@@ -50,11 +50,13 @@ def open_folder(root: StrPath) -> ImageSet:
 
 def existing(root: StrPath) -> Path:
     """The absolute path of a folder that exists; `DataError` for anything else."""
+    if not os.fspath(root):
+        raise DataError("the name of the data set's folder is empty: give one")
     folder = Path(root).absolute()
     if not folder.exists():
-        raise DataError(f"--data {root} does not exist: give a folder of class folders, or leave --data out")
+        raise DataError(f"{root} does not exist: give the folder of a data set")
     if not folder.is_dir():
-        raise DataError(f"--data {root} is a file: give a folder of class folders, or leave --data out")
+        raise DataError(f"{root} is a file: give the folder of a data set")
     return folder
 
 
@@ -126,12 +128,15 @@ def check_classes(classes: Mapping[str, Collection[Listed]], folder: str, least_
 
 def images_of(folder: Path) -> list[Listed]:
     """The images directly in `folder`, sorted by name."""
+    images = []
     with os.scandir(folder) as entries:
-        images = [
-            Listed(entry.path, entry.name, entry.stat().st_size)
-            for entry in entries
-            if is_image(entry.name) and entry.is_file()
-        ]
+        for entry in entries:
+            if is_image(entry.name) and not entry.is_dir():
+                if not entry.is_file():
+                    raise DataError(
+                        f"{entry.path} is named as an image and is no file that can be read: remove or mend it"
+                    )
+                images.append(Listed(entry.path, entry.name, entry.stat().st_size))
     return sorted(images, key=lambda image: image.name)
 
 

@@ -68,10 +68,12 @@ class Exclusions:
         if file is None:
             return cls()
         try:
-            lines = os.fsdecode(Path(file).read_bytes()).splitlines()
+            contents = Path(file).read_bytes().removeprefix(b"\xef\xbb\xbf")
         except OSError as error:
             raise DataError(f"--exclude {file} cannot be read ({error.strerror}): give a text file of names") from error
-        names = (line.strip() for line in lines)
+        if b"\0" in contents:
+            raise DataError(f"--exclude {file} is no text file: give a list of names, one a line")
+        names = (line.strip() for line in os.fsdecode(contents).splitlines())
         return cls((name for name in names if name and not name.startswith("#")), file)
 
     def leaves_out(self, name: str) -> bool:
