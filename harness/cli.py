@@ -377,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         where = error.filename or "the output"
         print(
-            f"error: {where} cannot be written ({error.strerror}): free some space, or name another place",
+            f"error: {where} cannot be read or written ({error.strerror}): free some space, or name another place",
             file=sys.stderr,
         )
         # What is still to be flushed would fail again.

@@ -52,7 +52,6 @@ def add_data(commands: Any, parser_class: Any) -> None:
         default="jpeg",
         help="jpeg: WebDataset shards, quality 95; raw: pixels, seven times the bytes (default jpeg)",
     )
-    prepare.add_argument("--exclude", metavar="FILE", help="images to leave out, as `data check` writes them")
     prepare.set_defaults(call=run_prepare)
 
     statistics = what.add_parser(
@@ -61,7 +60,6 @@ def add_data(commands: Any, parser_class: Any) -> None:
     statistics.add_argument(
         "folder", metavar="FOLDER", nargs="?", help="any set that --data takes; the embedded set if left out"
     )
-    statistics.add_argument("--exclude", metavar="FILE", help="images to leave out, as `data check` writes them")
     statistics.add_argument(
         "--side", metavar="PIXELS", type=whole(1, 4096), default=256, help="side of the mean image (default 256)"
     )
@@ -70,6 +68,8 @@ def add_data(commands: Any, parser_class: Any) -> None:
     )
     statistics.set_defaults(call=run_statistics)
 
+    for command in (prepare, statistics):
+        command.add_argument("--exclude", metavar="FILE", help="images to leave out, as `data check` writes them")
     for command in (check, prepare, statistics):
         command.add_argument(
             "--workers", metavar="NUMBER", type=whole(1), help="threads or processes (default: usable cores)"
@@ -124,7 +124,6 @@ def workers(arguments: argparse.Namespace) -> int:
 
 
 def run_make(_arguments: argparse.Namespace) -> int:
-
     from pipelines.dataset import embedded
 
     with shown("data") as progress:

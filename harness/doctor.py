@@ -326,7 +326,7 @@ def examine_folders() -> list[Finding]:
     places = [("results", Path("results").absolute(), "run from a folder of your own, or give --table")]
     # Where the set's own requirements are missing, another line has said so.
     with contextlib.suppress(ImportError):
-        from pipelines.dataset.embedded import default_cache_root
+        from pipelines.sources.imageset import default_cache_root
 
         places.append(("cache", default_cache_root().absolute(), "name another folder in HARNESS_CACHE"))
     findings = []

@@ -23,6 +23,7 @@ from harness.progress import PHASES, Display, last_phase
 from harness.rows import SCHEMA_VERSION
 from harness.trial import RankTrial, Trial, from_json
 from pipelines.sources.imageset import ImageSet
+from pipelines.sources.s3 import SCHEME
 
 PORT_TRIES = 3
 # A rank that is asked to stop ends its step and writes what it has; one stuck for longer is killed.
@@ -259,7 +260,7 @@ def check_images(config: RunConfig, images: ImageSet) -> None:
             f"--statistics {config.statistics} has a mean image of {images.statistics.side} pixels and {config.model} cuts its "
             f"{config.image_size} out of {side}: measure with `data statistics --side {side}`"
         )
-    if config.pipeline == "torch" and images.train.files[0].startswith("s3:"):
+    if config.pipeline == "torch" and images.train.files[0].startswith(SCHEME):
         raise AskedWrongly(
             "--pipeline torch was asked and its decoder reads no s3:// addresses: ask for --pipeline dali"
         )

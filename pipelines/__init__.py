@@ -11,7 +11,7 @@ sources/        where images lie: class folders, ImageNet as distributed, shards
 order.py        which image comes when; draws.py: the random numbers of each; augment.py: the constants
 feed.py         what goes into the graph for a batch
 dali.py         the graph and its iterator; torch_loader.py: the peer; synthetic.py: no input at all
-diagnose.py     which image of a batch cannot be decoded
+diagnose.py     which image of a batch cannot be decoded; pictures.py: what Pillow makes of one
 dataset/        sets made and measured: the embedded one, check, prepare, statistics
 """
 
@@ -54,9 +54,8 @@ class DataError(ValueError):
 class Batch(NamedTuple):
     """Images with their labels, all on the device asked for; the shapes never change."""
 
-    images: (
-        torch.Tensor
-    )  # (N, 3, S, S) as `Request.dtype`, channels-last; ten views: (10 N, 3, S, S), an image's together
+    # (N, 3, S, S) as `Request.dtype` says, channels-last; ten views: (10 N, 3, S, S), an image's together.
+    images: torch.Tensor
     labels: torch.Tensor  # (N,) int64
     indices: torch.Tensor  # (N,) int64: place in `Split.files`, -1 where evaluation pads
 

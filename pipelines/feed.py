@@ -63,7 +63,7 @@ class Feed:
     def _mapped(self, path: str) -> Bytes:
         if path not in self._maps:
             try:
-                # Slices of a plain array are made several times as fast as those of numpy.memmap.
+                # A batch is many slices, and those of a plain array cost less than those of numpy.memmap.
                 self._maps[path] = np.asarray(np.memmap(path, np.uint8, "r"))
             except (OSError, ValueError) as error:
                 raise DataError(f"{path} cannot be read ({error}): put it back, and run again") from error

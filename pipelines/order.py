@@ -50,7 +50,7 @@ class Order:
 def permutation(key: int, count: int) -> NDArray[np.int64]:
     """Places 0 to `count - 1` (count,) in the order of their words, whose lowest bits give way to the place itself.
 
-    Sorting such pairs takes a sixth of the time of sorting places by words: an epoch begins without a stall.
+    Such pairs sort far faster than places by their words: an epoch begins without a stall.
     """
     bits = np.uint64(max(1, (count - 1).bit_length()))
     pairs = words(key, np.arange(count)) >> bits << bits | np.arange(count, dtype=np.uint64)

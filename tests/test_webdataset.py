@@ -20,17 +20,7 @@ from shard_files import (
 
 from pipelines.sources import name_of, open_source
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where indices are kept while a test runs."""
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "index"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "set"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_dalis_own_reader_reads_the_same_from_a_tar(root: Path) -> None:

@@ -12,7 +12,7 @@ import io
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +23,7 @@ from pipelines.dataset.manifest import Report, Row, read_manifest, told, write
 from pipelines.pictures import PIXEL_LIMIT
 from pipelines.sources import open_source
 from pipelines.sources.folders import existing, is_image
-from pipelines.sources.imageset import StrPath
+from pipelines.sources.imageset import Progress, StrPath
 
 __all__ = ["PIXEL_LIMIT", "Report", "Row", "check", "read_manifest", "told", "write"]
 
@@ -31,8 +31,6 @@ IMAGES_PER_BATCH = 64
 PIXELS_PER_BATCH = 64_000_000
 BYTES_KEPT = 1 << 20  # a larger file is read again when it is decoded, so that files waiting take little memory
 FILES_AHEAD = 4 * IMAGES_PER_BATCH
-
-Progress = Callable[[int, int], None]  # files checked so far, files in all
 
 
 def check(root: StrPath, *, workers: int, pixel_limit: int = PIXEL_LIMIT, progress: Progress | None = None) -> Report:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +14,7 @@ from filelock import FileLock
 from pipelines import DataError
 from pipelines.dataset.synthesis import CLASSES, picture
 from pipelines.sources import ImageSet, open_folder
-from pipelines.sources.imageset import default_cache_root as default_cache_root
-
-StrPath = str | os.PathLike[str]
-Progress = Callable[[int, int], None]  # files made so far, files in all
+from pipelines.sources.imageset import Progress, StrPath, default_cache_root
 
 
 @dataclass(frozen=True)

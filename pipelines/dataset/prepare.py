@@ -20,8 +20,8 @@ from pipelines import DataError
 from pipelines.dataset.plan import Job, Planned, missing_places, refuse_wrong, splits_alike
 from pipelines.dataset.squares import PARTIAL, Bad, Shard, Written, finished, jpeg, middle, write, write_whole
 from pipelines.dataset.workers import Event, WorkerDied, at_work, usable_cores
-from pipelines.sources.imageset import ImageSet
-from pipelines.sources.prepared_set import SET, UNFINISHED, Progress, as_json, check_sizes, read_description
+from pipelines.sources.imageset import ImageSet, Progress
+from pipelines.sources.prepared_set import SET, UNFINISHED, as_json, check_sizes, read_description
 
 # Of a small set, shards small enough for every core to have some: a shard is the work of one.
 IMAGES_PER_SHARD = 1000

@@ -22,8 +22,8 @@ from pipelines.pictures import FORMATS, PIXEL_LIMIT, rgb
 from pipelines.sources.prepared_set import labels_path
 
 PARTIAL = ".partial"
-# Chroma at half resolution: readers decode such squares about one and a half times as fast, at every epoch, for an
-# error larger by about 3 dB. Who wants exact squares takes raw ones.
+# Chroma at half resolution: readers decode such squares faster, at every epoch, for a larger error. Who wants exact
+# squares takes raw ones.
 SUBSAMPLING_420 = 2
 
 

@@ -12,7 +12,6 @@ import itertools
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,14 +23,13 @@ from numpy.typing import NDArray
 
 import pipelines
 from pipelines import DataError
-from pipelines.sources.imageset import Split, StrPath
+from pipelines.sources.imageset import Progress, Split, StrPath
 
 VERSION = 1
 ID_CHARACTERS = 12
 STRIP_PIXELS = 8192
 CONTENTS = ("version", "statistics_id", "dataset_id", "side", "count", "pixel_sums", "product_sums")
 
-Progress = Callable[[int, int], None]  # images measured so far, images in all
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 

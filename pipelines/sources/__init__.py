@@ -24,6 +24,7 @@ FORM_WORDS = {
     "tfrecord": "TFRecord files",
     "prepared-jpeg": "prepared JPEG shards",
     "prepared-raw": "prepared shards of raw pixels",
+    "synthetic": "random pixels, of no file",
 }
 
 

@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 DIGEST_CHARACTERS = 16
 
 StrPath = str | os.PathLike[str]
-Progress = Callable[[int, int], None]  # shards read so far, shards in all
+Progress = Callable[[int, int], None]  # how many are done so far, and of how many: shards, files or images
 Entry = tuple[bytes, int]  # relative path and bytes of a file, as they enter `dataset_id`
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipelines import DataError
+from pipelines.sources.imageset import Progress
 
 FORMAT, VERSION = "alexnet-harness prepared set", 1
 SET = "set.json"  # its presence means that the set is whole
 UNFINISHED = "unfinished.json"  # beside shards of a set that is not whole yet
-
-Progress = Callable[[int, int], None]  # images done so far, images in all
 
 
 def verify(folder: Path, progress: Progress | None = None) -> None:
