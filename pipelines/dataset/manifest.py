@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines import DataError
+from pipelines.dataset.whole import write_whole
 from pipelines.sources.imageset import StrPath
 
 EXCLUSIONS, MANIFEST = "exclude.txt", "manifest.csv"
@@ -65,8 +65,8 @@ def write(report: Report, folder: StrPath) -> tuple[Path, Path]:
     excluded, manifest = Path(folder, EXCLUSIONS), Path(folder, MANIFEST)
     try:
         excluded.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(excluded, _exclusions(report))
-        _write_whole(manifest, _manifest(report))
+        write_whole(excluded, _exclusions(report).encode(errors="surrogateescape"))
+        write_whole(manifest, _manifest(report).encode(errors="surrogateescape"))
     except OSError as error:
         raise DataError(
             f"the check's lists cannot be written to {folder} ({error.strerror or error}): name another folder"
@@ -138,15 +138,3 @@ def _number(cell: str) -> int | None:
 
 def _counted(texts: Iterable[str]) -> dict[str, int]:
     return dict(Counter(text.partition(":")[0] for text in texts).most_common())
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

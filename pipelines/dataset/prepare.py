@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 
 from pipelines import DataError
 from pipelines.dataset.plan import Job, Planned, missing_places, refuse_wrong, splits_alike
-from pipelines.dataset.squares import PARTIAL, Bad, Shard, Written, finished, jpeg, middle, write, write_whole
+from pipelines.dataset.squares import Bad, Shard, Written, finished, jpeg, middle, write
+from pipelines.dataset.whole import PARTIAL, write_whole
 from pipelines.dataset.workers import Event, WorkerDied, at_work, usable_cores
 from pipelines.sources.imageset import ImageSet, Progress
 from pipelines.sources.prepared_set import SET, UNFINISHED, as_json, check_sizes, read_description

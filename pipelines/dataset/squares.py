@@ -18,10 +18,10 @@ from typing import IO, NamedTuple, cast
 from PIL import Image, UnidentifiedImageError
 
 from pipelines.augment import centre_square
+from pipelines.dataset.whole import PARTIAL, to_disk, write_whole
 from pipelines.pictures import FORMATS, PIXEL_LIMIT, rgb
 from pipelines.sources.prepared_set import labels_path
 
-PARTIAL = ".partial"
 # Chroma at half resolution: readers decode such squares faster, at every epoch, for a larger error. Who wants exact
 # squares takes raw ones.
 SUBSAMPLING_420 = 2
@@ -78,7 +78,7 @@ def write(shard: Shard, tell: Callable[[int], None]) -> Written | tuple[Bad, ...
             bad = _pictures(shard, _Tar(digesting, shard) if is_tar(shard) else _Raw(digesting), tell)
             if bad:
                 return bad
-            _to_disk(file)
+            to_disk(file)
         labels = array("H", [source.label for source in shard.sources])
         if sys.byteorder == "big":
             labels.byteswap()
@@ -164,18 +164,6 @@ def middle(source: Source, side: int) -> Image.Image | Bad:
         return Bad(source.place, str(error) or type(error).__name__)
 
 
-def write_whole(path: Path, contents: bytes) -> None:
-    """Put a small file in its place, whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
-    try:
-        with partial.open("wb") as file:
-            file.write(contents)
-            _to_disk(file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _pictures(shard: Shard, target: _Tar | _Raw, tell: Callable[[int], None]) -> tuple[Bad, ...]:
     """Write every picture to `target`; from the first bad one on, only look for further ones."""
     bad: list[Bad] = []
@@ -189,11 +177,6 @@ def _pictures(shard: Shard, target: _Tar | _Raw, tell: Callable[[int], None]) ->
     if not bad:
         target.end()
     return tuple(bad)
-
-
-def _to_disk(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 class _Digesting:

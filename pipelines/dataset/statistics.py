@@ -6,10 +6,9 @@ decode alike get the same bits. Everything else follows from the sums, which are
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
 import itertools
-import os
 import zipfile
 import zlib
 from contextlib import closing
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 import pipelines
 from pipelines import DataError
+from pipelines.dataset.whole import write_whole
 from pipelines.sources.imageset import Progress, Split, StrPath
 
 VERSION = 1
@@ -184,19 +184,13 @@ def mean_crop(statistics: Statistics, image_size: int) -> NDArray[np.float32]:
 def save(statistics: Statistics, folder: StrPath) -> Path:
     """Write `statistics-<id>.npz` into a folder, whole or not at all; its path."""
     path = Path(folder) / f"statistics-{statistics.statistics_id}.npz"
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    archive = io.BytesIO()
+    np.savez(archive, version=np.int64(VERSION), **{name: getattr(statistics, name) for name in CONTENTS[1:]})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.savez(file, version=np.int64(VERSION), **{name: getattr(statistics, name) for name in CONTENTS[1:]})
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, archive.getvalue())
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror or error}): name another folder") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
     return path
 
 
