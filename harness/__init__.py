@@ -6,9 +6,13 @@ argv -> RunConfig -> [each rank] Workload -> Trial -> row  -> results/<machine>.
 cli.py          the commands, thin
 config.py       RunConfig: what was asked; recipes.py: named settings, as data
 images.py       which images that means
-launch.py       one process a rank, under torch elastic or inside torchrun's job; progress.py shows them at work
+resolve.py      what "auto" becomes on this machine, and what cannot be done
+folders.py      a launch from its folder to its row, also when it ended without a word
+launch.py       one process a rank, under torch elastic; join.py: one rank of torchrun's job; progress.py shows them at work
 train.py        one rank's run: compile, settle, timed windows, evaluations, the parts alone
+agree.py        what ranks must agree on; heartbeat.py: which of them hangs
 workload.py     RunConfig + rank -> Workload; the only file that builds models and pipelines
+schemes.py      how ranks share a step: by images, by columns, or by both
 measure.py      Workload, and the timed loop that writes down what it sees
 ceilings.py     the same workload with a part taken away
 metrics.py      Trial, and every number derived from it: pure functions
@@ -16,6 +20,8 @@ environment.py  the machine and its software
 results.py      rows, tables, run folders; summary.py: a row as a person reads it
 data.py         the commands about sets of images: check, prepare, statistics
 compare.py      two tables: which is faster, by how much, and whether it may be said
+
+forecast/       what it should cost, before it is seen
 
 doctor.py       before a run: what this machine has and lacks; certify.py: is our code right on it, by checks.py
 """

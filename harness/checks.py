@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
-from harness import environment, launch, workload
+from harness import environment, resolve, workload
 from harness.config import RunConfig
 from harness.recipes import settings
+from harness.schemes import scheme_of
 from models import lrn
 from pipelines.sources.imageset import Split
 
@@ -230,7 +231,8 @@ def seconds_of(call: Callable[[], Any], device: torch.device, calls: int = 10, b
 
 def pixels(config: RunConfig, split: Split, device: torch.device) -> Tensor:
     """The first images of a split as this configuration decodes them without augmentation, on the host."""
-    batches = workload.create_batches(config, split, workload.Rank(0, 1, device), training=False)
+    rank = workload.Rank(0, 1, device)
+    batches = workload.create_batches(config, split, rank=rank, scheme=scheme_of(config, 0), training=False)
     try:
         images: Tensor = next(batches).images
         return images.clone().cpu()
@@ -253,13 +255,14 @@ def step_config(device: torch.device, ranks: int = 1, **changes: Any) -> RunConf
     kind = "gpus" if device.type == "cuda" else "cpus"
     asked = RunConfig(**settings("smoke", {"precision": "fp32", kind: ranks, **changes}))
     compiler = environment.cpp_compiler().found is not None
-    return launch.resolve(asked, environment.cpu_cores_usable(), environment.visible_gpus(), compiler=compiler)
+    return resolve.resolve(asked, environment.cpu_cores_usable(), environment.visible_gpus(), compiler=compiler)
 
 
 def network(config: RunConfig, rank: workload.Rank) -> nn.Module:
     """The network that `run` builds; in evaluation mode, for dropout would make every step another one."""
     workload.exact_fp32()
-    return workload.build_network(config, 10, rank)[1].eval()
+    scheme = scheme_of(config, rank.index)
+    return scheme.wrapped(workload.build_network(config, 10, rank, scheme), config, rank.device).eval()
 
 
 def pictures(seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -341,7 +344,7 @@ def rank_main(index: int, kind: str, build: Build, timeout_s: float, folder: str
     )
     config = step_config(device, ranks=RANKS, compile="off")
     together = build(config, workload.Rank(index, RANKS, device))
-    alone = build(config, workload.Rank(0, 1, device))
+    alone = build(step_config(device, compile="off"), workload.Rank(0, 1, device))
     mine = slice(index, IMAGES, RANKS)
 
     def distance(images: Tensor, labels: Tensor) -> float:

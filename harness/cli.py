@@ -17,11 +17,12 @@ import models
 import pipelines
 from harness.config import AskedWrongly, RunConfig, real
 from harness.data import add_data
+from harness.forecast import add_predict
 from harness.recipes import LENGTHS, RECIPES, settings
 from pipelines import DataError
 
 if TYPE_CHECKING:
-    from harness.launch import Launch
+    from harness.folders import Launch
 
 CHOICES: dict[str, Sequence[Any]] = {
     "model": tuple(models.MODELS),
@@ -87,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     doctor.set_defaults(call=run_doctor)
 
     add_data(commands, Parser)
+    add_predict(commands)
     return top
 
 
@@ -181,16 +183,28 @@ def check_block(config: RunConfig, compiler: bool) -> None:
 
 
 def run_run(arguments: argparse.Namespace) -> int:
-    from harness import environment, launch, results
+    from harness import environment, join, resolve, results
 
     cores, gpus = environment.cpu_cores_usable(), environment.visible_gpus()
     compiler = environment.cpp_compiler().found is not None
+    asked, job = configs_of(arguments), join.inside_a_job()
+    if job is not None:
+        if len(asked) > 1 or getattr(arguments, "launches", 1) > 1:
+            raise AskedWrongly(
+                "inside torchrun's job one launch of one group runs: leave --launches and lists of ranks out"
+            )
+        asked = [join.as_the_job(asked[0].with_(launches=1), job, gpus)]
+    elif asked[0].nodes > 1:
+        raise AskedWrongly(
+            f"--nodes {asked[0].nodes} was asked and this is one: start a rank a GPU by torchrun on each"
+        )
     configs = [
-        launch.resolve(config, cores, gpus, fusible=models.can_fuse(config.model), compiler=compiler)
-        for config in configs_of(arguments)
+        resolve.resolve(config, cores, gpus, fusible=models.can_fuse(config.model), compiler=compiler)
+        for config in asked
     ]
     for config in configs:
-        launch.check_gpus(config.gpus, gpus)
+        resolve.check_gpus(job.ranks_here if job and config.gpus else config.gpus, gpus)
+        resolve.check_scheme(config)
         check_block(config, compiler)
     lacks = environment.what_compiling_lacks(on_gpu=configs[0].on_gpu)
     # A GPU runs Triton's kernels, which are compiled, in eager mode too.
@@ -199,21 +213,40 @@ def run_run(arguments: argparse.Namespace) -> int:
     needs_peer = configs[0].model in models.NEED_TORCHVISION or configs[0].pipeline == "torch"
     if needs_peer and environment.version_of("torchvision") is None:
         raise AskedWrongly("torchvision was asked for and is not installed: python -m pip install -e '.[peer]'")
-    table = arguments.table or default_table(configs[0], environment.machine(max(c.gpus or 0 for c in configs), "."))
+    most_gpus = job.ranks_here if job else max(c.gpus or 0 for c in configs)
+    table = arguments.table or default_table(
+        configs[0], environment.machine(most_gpus if configs[0].on_gpu else 0, ".")
+    )
+    if job is not None:
+        return run_in_job(configs[0], table, quiet=arguments.quiet)
     results.check_table(table)
-    if launch.inside_a_job():
-        if len(configs) > 1 or getattr(arguments, "launches", 1) > 1:
-            raise AskedWrongly(
-                "inside torchrun's job one launch of one group runs: leave --launches and lists of ranks out"
-            )
-        job, rank = launch.join(configs[0].with_(launches=1), table)
-        return finish(job, table, 0, quiet=arguments.quiet) if rank == 0 else 0
+    settle_unfinished(table)
     return run_groups(configs, table, quiet=arguments.quiet)
+
+
+def run_in_job(config: RunConfig, table: Path, *, quiet: bool) -> int:
+    """This process as one rank of a job; rank 0 writes the row."""
+    from harness import join, results
+
+    if os.environ["RANK"] == "0":
+        results.check_table(table)
+        settle_unfinished(table)
+    launch, rank = join.join(config, table)
+    return finish(launch, table, 0, quiet=quiet) if rank == 0 else 0
+
+
+def settle_unfinished(table: Path) -> None:
+    """A row for every launch of this table that was killed before it could write its own, said aloud."""
+    if any((table.parent / "runs").glob("*/running.json")):
+        from harness import folders
+
+        for sentence in folders.settle_unfinished(table):
+            print(sentence, file=sys.stderr)
 
 
 def run_groups(configs: list[RunConfig], table: Path, *, quiet: bool) -> int:
     """Every launch of every group in turn; the exit status of the worst."""
-    from harness import environment, launch
+    from harness import environment, folders, resolve
     from harness.images import open_images
     from harness.progress import Display
     from pipelines import sources
@@ -226,23 +259,24 @@ def run_groups(configs: list[RunConfig], table: Path, *, quiet: bool) -> int:
     for config in configs:
         with Display(quiet=quiet) as display:
             images = open_images(config, lambda done, of: display.show({"phase": "data", "share": done / of}))
-        launch.check_shape(config, len(images.train))
-        launch.check_images(config, images)
+        resolve.check_shape(config, len(images.train))
+        resolve.check_images(config, images)
         asked.append((config, images))
     say(sources.described(images))
     if images.val is None and configs[0].pipeline != "synthetic":
         say("no validation set: no val/ folder, and no images to spare for one; the error columns stay empty")
-    if configs[0].precision == "bf16" and not configs[0].on_gpu and not launch.cpu_multiplies_bf16():
+    if configs[0].precision == "bf16" and not configs[0].on_gpu and not resolve.cpu_multiplies_bf16():
         say("this CPU has no bf16 instructions: bf16 will be far slower than fp32 here")
     lacks_compiler = not configs[0].on_gpu and environment.cpp_compiler().found is None
     if lacks_compiler and models.can_fuse(configs[0].model):
         say("no C++ compiler: ReLU, LRN and max-pool run as separate operations (--block plain)")
     worst = 0
     for config, images in asked:
-        say(launch.plan(config))
-        group_id = launch.new_group_id()
+        say(resolve.plan(config))
+        group_id = folders.new_group_id()
         for number in range(1, config.launches + 1):
-            status = run_launch(launch.Launch.new(config, images, table, group_id, number), table, quiet=quiet)
+            job = folders.Launch.begin(config, images, table, group_id, number, config.ranks)
+            status = run_launch(job, table, quiet=quiet)
             worst = max(worst, status)
             if status:
                 break
@@ -256,7 +290,6 @@ def run_launch(job: Launch, table: Path, *, quiet: bool) -> int:
     from harness import launch
     from harness.progress import Display
 
-    job.write_asked()
     try:
         with Display(quiet=quiet) as display:
             failure, stopped_by = launch.run_ranks(job.config, job.folder, display)
@@ -270,17 +303,14 @@ def run_launch(job: Launch, table: Path, *, quiet: bool) -> int:
 
 def finish(job: Launch, table: Path, stopped_by: int, *, failure: str = "", quiet: bool) -> int:
     """Record, row, table and summary of a launch that has ended; an exit status."""
-    from harness import results, rows, summary
+    from harness import rows, summary
 
-    record = job.record(failure, stopped_by)
+    record = job.record(failure, stopped=bool(stopped_by))
     if stopped_by and not any(rank["windows"] for rank in record["trial"]["ranks"]):
         job.discard()
         print("interrupted before the timed steps began: no row was written", file=sys.stderr)
         return 128 + stopped_by
-    row = rows.row_of(record)
-    results.write_record(job.folder, record)
-    job.tidy()
-    results.append(table, row)
+    row = job.finish(table, record)
     if not quiet:
         print(summary.summary(row, str(table)), flush=True)
     if row["status"] != "ok":
@@ -296,6 +326,8 @@ def finish(job: Launch, table: Path, stopped_by: int, *, failure: str = "", quie
 def run_compare(arguments: argparse.Namespace) -> int:
     from harness.compare import compare
 
+    for table in (arguments.a, arguments.b):
+        settle_unfinished(table)
     text, status = compare(
         arguments.a,
         arguments.b,
@@ -313,6 +345,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
     status = 0
     for path in arguments.tables:
+        settle_unfinished(path)
         findings = results.verify(path)
         count = len(results.read_table(path))
         for finding in findings:
@@ -326,6 +359,8 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_table(arguments: argparse.Namespace) -> int:
     from harness import summary
 
+    for path in arguments.tables:
+        settle_unfinished(path)
     print(summary.table(arguments.tables))
     return 0
 

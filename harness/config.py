@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.augment import JITTER
 
+PARALLEL = ("data", "columns", "hybrid")
 KINDS = ("task", "shape", "setting", "bookkeeping")
 
 
@@ -80,7 +81,8 @@ class RunConfig:
 
     gpus: int | None = asked("shape", "GPUs, one rank each; 1,2,4 gives a row group for each", None, parse=whole(1))
     cpus: int | None = asked("shape", "CPU ranks over gloo, the same code path as GPUs over NCCL", None, parse=whole(1))
-    parallel: str = asked("shape", "how ranks share the work", "data", choices=("data",))
+    nodes: int = asked("shape", "machines, as torchrun has started them; left out, as many as it says", 1, parse=whole(1))
+    parallel: str = asked("shape", "how ranks share the work: images (data), the network's two columns (columns: pairs of ranks, the paper's way), or images in convolutions and units in fully connected layers (hybrid)", "data", choices=PARALLEL)
     images_per_gpu: int = asked("shape", "images a rank a step", 128, parse=whole(1))
 
     pipeline: str = asked("setting", "where batches come from: dali, torch or synthetic", "dali")
@@ -103,6 +105,7 @@ class RunConfig:
     launches: int = asked("bookkeeping", "fresh processes, a row each; three or more give an interval", 1, parse=whole(1))
     seed: int = asked("bookkeeping", "seed of weights, order and augmentation", 1, parse=whole(0, 2**62))
     evaluate_every: int | None = asked("bookkeeping", "also evaluate after every this many images", None, parse=whole(1))
+    heartbeat: float = asked("bookkeeping", "seconds after which a rank that does not move is named and the job ended; also how long ranks wait to meet", 120.0, parse=real(1))
     label: str = asked("bookkeeping", "your name for this box or experiment", "")
     recipe: str = asked("bookkeeping", "named settings that a typed flag beats", "smoke")
     # fmt: on
@@ -110,6 +113,21 @@ class RunConfig:
     @property
     def ranks(self) -> int:
         return self.gpus or self.cpus or 1
+
+    @property
+    def network_columns(self) -> int:
+        """Ranks that see the same images, a column of the network each."""
+        return 2 if self.parallel == "columns" else 1
+
+    @property
+    def shards(self) -> int:
+        """Equal shares of the images, each seen by the ranks of its columns."""
+        return self.ranks // self.network_columns
+
+    @property
+    def images_per_batch(self) -> int:
+        """Images that a rank sees a step."""
+        return self.images_per_gpu * self.network_columns
 
     @property
     def images_per_step(self) -> int:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from harness.trial import Evaluation, RankTrial, Trial
+from harness.trial import Alone, Evaluation, RankTrial, Trial, Window
 
 GIB = 2**30
+MIB = 2**20
 # Share of disagreement between two observers of the same thing above which neither is believed.
 OBSERVERS_AGREE_WITHIN = 0.01
 INPUT_BOUND_WAIT_PCT = 5.0
@@ -39,6 +40,11 @@ def spread_of_last(step_ms: Sequence[float], blocks: int = 3) -> float:
     """(max - min) / median of the last `blocks` values; infinite while there are fewer."""
     last = step_ms[-blocks:]
     return math.inf if len(last) < blocks else (max(last) - min(last)) / median(last)
+
+
+def one_a_shard(trial: Trial) -> list[RankTrial]:
+    """The ranks that have logits and losses: all, or with columns the first of each shard."""
+    return [rank for rank in trial.ranks if rank.column == 0]
 
 
 def entropy(counts: Sequence[int]) -> float:
@@ -77,9 +83,16 @@ def timed_s(trial: Trial, windows: int | None = None) -> float | None:
     if len({len(rank.windows) for rank in trial.ranks}) != 1 or not trial.ranks[0].windows:
         return None
     seconds = 0.0
+    ahead = [rank.clock_ahead_s for rank in trial.ranks]
     for window in zip(*(rank.windows[:windows] for rank in trial.ranks), strict=True):
-        seconds += max(w.stop_s for w in window) - min(w.start_s for w in window)
+        seconds += seconds_between(window, ahead)
     return seconds
+
+
+def seconds_between(spans: Sequence[Window | Alone], ahead_s: Sequence[float]) -> float:
+    """From the first start to the last stop of the ranks' spans, whose clocks are so far ahead of rank 0's."""
+    stops = [span.stop_s - ahead for span, ahead in zip(spans, ahead_s, strict=True)]
+    return max(stops) - min(span.start_s - ahead for span, ahead in zip(spans, ahead_s, strict=True))
 
 
 def images_per_s(trial: Trial) -> float | None:
@@ -132,11 +145,12 @@ def rank_skew_pct(trial: Trial) -> float | None:
 
 
 def alone_images_per_s(trial: Trial, part: str) -> float | None:
+    """Images of the whole job a second through a part; those that several columns see count once."""
     laps = [rank.alone[part] for rank in trial.ranks if part in rank.alone]
     if not laps or len(laps) < len(trial.ranks):
         return None
-    seconds = max(lap.stop_s for lap in laps) - min(lap.start_s for lap in laps)
-    return sum(lap.images for lap in laps) / seconds if seconds else None
+    seconds = seconds_between(laps, [rank.clock_ahead_s for rank in trial.ranks])
+    return sum(rank.alone[part].images for rank in one_a_shard(trial)) / seconds if seconds else None
 
 
 def input_alone_images_per_s(trial: Trial) -> float | None:
@@ -161,6 +175,23 @@ def limit_images_per_s(trial: Trial) -> float | None:
 
 def share_pct(part: float | None, whole: float | None) -> float | None:
     return 100 * part / whole if part is not None and whole else None
+
+
+def exposed_comm_pct(trial: Trial) -> float | None:
+    """Share of a step that the model alone spends on communication that nothing hides: its time less that without any."""
+    model, no_comm = model_alone_images_per_s(trial), no_comm_images_per_s(trial)
+    return 100 * (1 - model / no_comm) if model and no_comm else None
+
+
+def exchange_mib_per_step(trial: Trial) -> float | None:
+    """What all ranks together send each other in a training step."""
+    sent = [rank.sent_bytes_per_step for rank in trial.ranks if rank.sent_bytes_per_step is not None]
+    return sum(sent) / MIB if sent and len(sent) == len(trial.ranks) else None
+
+
+def exchange_kib_per_image(trial: Trial) -> float | None:
+    mib = exchange_mib_per_step(trial)
+    return 1024 * mib / images_a_step(trial) if mib is not None else None
 
 
 def pct_of_limit(trial: Trial) -> float | None:
@@ -218,11 +249,11 @@ def host_peak_rss_gib(trial: Trial) -> float | None:
 
 def job_losses(trial: Trial) -> list[float]:
     """Loss of every training step, the mean over ranks of equal batches."""
-    return [fmean(step) for step in zip(*(rank.losses for rank in trial.ranks), strict=False)]
+    return [fmean(step) for step in zip(*(rank.losses for rank in one_a_shard(trial)), strict=False)]
 
 
 def images_a_step(trial: Trial) -> int:
-    return sum(rank.images_per_step for rank in trial.ranks)
+    return sum(rank.images_per_step for rank in one_a_shard(trial))
 
 
 def images_seen(trial: Trial) -> int | None:
@@ -270,7 +301,7 @@ def learning(trial: Trial) -> str | None:
         return None
     if len(losses) < LEARNING_NEEDS_STEPS:
         return "too short"
-    counts = [sum(each) for each in zip(*(rank.label_counts for rank in trial.ranks), strict=True)]
+    counts = [sum(each) for each in zip(*(rank.label_counts for rank in one_a_shard(trial)), strict=True)]
     late = fmean(losses[-last_tenth(len(losses)) :])
     return "seen" if late < LEARNING_LOSS_SHARE * entropy(counts) else "flat"
 
@@ -281,14 +312,14 @@ def train_top1_error_pct(trial: Trial) -> float | None:
     if not steps:
         return None
     last = last_tenth(steps)
-    right = sum(sum(rank.correct[steps - last : steps]) for rank in trial.ranks)
+    right = sum(sum(rank.correct[steps - last : steps]) for rank in one_a_shard(trial))
     return 100 * (1 - right / (last * images_a_step(trial)))
 
 
 def evaluation_points(trial: Trial) -> list[Evaluation]:
     """The ranks' sums added up, in order of step."""
     points = []
-    for each in zip(*(rank.evaluations for rank in trial.ranks), strict=False):
+    for each in zip(*(rank.evaluations for rank in one_a_shard(trial)), strict=False):
         sums = (sum(getattr(e, name) for e in each) for name in ("images", "top1_correct", "top5_correct"))
         points.append(Evaluation(each[0].step, *sums))
     return points
@@ -314,16 +345,24 @@ def doubts(trial: Trial) -> list[str]:
     low, high = 0.5 * math.log(trial.classes), 3 * math.log(trial.classes)
     if first is not None and math.isfinite(first) and not low <= first <= high:
         found.append(f"the first loss was {first:.3g}, outside {low:.3g} to {high:.3g}")
-    digests = {rank.indices_digest for rank in trial.ranks}
-    if len(digests) > 1 and trial.ranks_share_images:
-        found.append("the ranks received different images where the scheme gives all of them the same")
-    if len(digests) < len(trial.ranks) and not trial.ranks_share_images:
+    digests = [digests_of_a_shard(trial, shard) for shard in sorted(set(map(shard_of, trial.ranks)))]
+    if any(len(shard) > 1 for shard in digests):
+        found.append("ranks received different images where the scheme gives them the same")
+    if len(set().union(*digests)) < len(digests):
         found.append("ranks received the same images where the scheme gives each its own")
     for rank in trial.ranks:
         found += [f"rank {rank.rank}: {doubt}" for doubt in rank_doubts(rank)]
     if len({len(rank.losses) for rank in trial.ranks}) > 1:
         found.append("the ranks took different numbers of steps")
     return found
+
+
+def shard_of(rank: RankTrial) -> int:
+    return rank.rank if rank.shard is None else rank.shard
+
+
+def digests_of_a_shard(trial: Trial, shard: int) -> set[str]:
+    return {rank.indices_digest for rank in trial.ranks if shard_of(rank) == shard}
 
 
 def rank_doubts(rank: RankTrial) -> list[str]:
@@ -379,7 +418,7 @@ METRICS: dict[str, Callable[[Trial], Any]] = {
         status, status_reason, images_per_s, input_alone_images_per_s, model_alone_images_per_s, bound_by,
         pct_of_model_alone, step_ms_p50, step_ms_p95, step_ms_p99, timed_steps, timed_s, images_counted, settled,
         warmup_steps, compile_s, block_build_s, first_batch_s, rank_skew_pct, no_comm_images_per_s, limit_images_per_s, pct_of_limit,
-        data_wait_pct, gpu_peak_allocated_gib, gpu_peak_reserved_gib, host_peak_rss_gib, epochs_done, images_seen,
+        data_wait_pct, exposed_comm_pct, exchange_mib_per_step, exchange_kib_per_image, gpu_peak_allocated_gib, gpu_peak_reserved_gib, host_peak_rss_gib, epochs_done, images_seen,
         loss_first, loss_last, loss_at_100k_images, loss_at_1m_images, learning, train_top1_error_pct,
         val_top1_error_pct, val_top5_error_pct,
     )

@@ -17,7 +17,7 @@ from harness.config import RunConfig, names
 from harness.metrics import METRICS
 from harness.trial import Trial, from_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATUSES = ("failed", "interrupted", "oom", "diverged", "invalid", "throttled", "contaminated", "ok")
 COUNTS = ("throttled", "contaminated", "ok")  # with a warning unless ok
 CELL_CHARACTERS_MAX = 1000
@@ -44,6 +44,7 @@ SEEN = words(
     "timed_steps timed_s images_counted within_launch_ci_low_images_per_s within_launch_ci_high_images_per_s step_ms_p95 "
     "settled warmup_steps drift_pct_per_min compile_s block_build_s first_batch_s rank_skew_pct "
     "no_comm_images_per_s input_while_training_images_per_s limit_images_per_s pct_of_limit data_wait_pct exposed_comm_pct "
+    "exchange_mib_per_step exchange_kib_per_image "
     "model_tflop_per_s gemm_peak_tflop_per_s mfu_pct copy_gb_per_s "
     "gpu_peak_allocated_gib gpu_peak_reserved_gib gpu_peak_other_gib host_peak_rss_gib memory_growth_mib_per_1000_steps "
     "gpu_utilisation_pct sm_clock_mhz_p50 power_w temperature_c_max power_capped_pct throttled_pct throttle_reasons "
@@ -65,8 +66,8 @@ IDENTITIES = {
 }
 # Two tables for columns added after schema 1. IMPLIED: the cell that rows without the column implied, which therefore
 # enters no digest. SINCE: the schema_version that first filled a column; `verify` lets older rows leave it empty.
-IMPLIED: dict[str, str] = {}
-SINCE: dict[str, int] = {}
+IMPLIED: dict[str, str] = {"nodes": "1"}
+SINCE: dict[str, int] = {"exposed_comm_pct": 2}
 
 
 def cell(value: Any) -> str:

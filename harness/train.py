@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import math
 import os
 import resource
@@ -15,8 +14,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
-from harness import ceilings, metrics
+from harness import ceilings, folders, metrics
+from harness.agree import Ranks, clock_ahead_s, must_agree, must_see_the_same
 from harness.config import AskedWrongly, RunConfig
+from harness.heartbeat import Heartbeat
 from harness.images import open_images
 from harness.measure import Interrupted, NewestLoss, Recording, TimedWindow, Workload, synchronise, untimed_steps
 from harness.progress import Teller
@@ -42,6 +45,8 @@ SETTLED_SPREAD = 0.05
 ALONE_S = 3.0
 ALONE_STEPS_MIN = 5
 PARAMETER_SAMPLES = 1000
+# In the message of an exception: it is the others' end that this rank met in an exchange.
+COLLECTIVES = ("gloo", "Gloo", "NCCL", "c10d")
 
 
 @dataclass
@@ -56,6 +61,11 @@ class Seen:
     facts: dict[str, Any] = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
     alone: dict[str, Alone] = field(default_factory=dict)
+    heartbeat: Heartbeat | None = None
+
+    def beat(self, place: Any) -> None:
+        if self.heartbeat is not None:
+            self.heartbeat.beat(place)
 
     def close_window(self) -> None:
         if self.open_window is not None:
@@ -78,23 +88,6 @@ class Signals:
         self.asked = number
         if first and not self.deferred:
             raise Interrupted(number)
-
-
-class Ranks:
-    """What the ranks must agree on: rank 0's word, and moments to start together."""
-
-    def __init__(self, rank: Rank):
-        self.index, self.count = rank.index, rank.count
-
-    def agree(self, number: float) -> float:
-        """Rank 0's number, on every rank."""
-        word = torch.tensor(number, dtype=torch.float64)
-        if self.count > 1:
-            dist.broadcast(word, src=0)
-        return float(word)
-
-    def wait_for_all(self) -> None:
-        self.agree(0)
 
 
 def die_with_parent() -> None:
@@ -123,23 +116,29 @@ def largest_changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict
 # --- the phases, in order -----------------------------------------------------------------------------------------
 
 
-def first_step(built: Built, seen: Seen) -> None:
+def first_step(config: RunConfig, built: Built, seen: Seen) -> None:
     """The first batch, then the first step, which compiles; each timed apart."""
     workload = built.workload
+    seen.beat("waiting for a batch")
     start_s = time.perf_counter()
     batch = next(workload.batches)
     synchronise(workload.device)
     arrived_s = time.perf_counter()
     seen.facts["first_batch_s"] = arrived_s - start_s
     seen.facts["pixel_min"], seen.facts["pixel_max"] = float(batch.images.min()), float(batch.images.max())
+    if config.network_columns > 1:
+        # Two decoders on a GPU may round a pixel apart; which images came is told by their indices.
+        must_see_the_same(batch, built.scheme.shard, pixels=config.decode == "cpu")
+    seen.beat("compiling")
     arrived_s = time.perf_counter()
     seen.recording.keep(batch, *workload.step(batch), count_indices=False)
+    seen.beat("in a step")
     synchronise(workload.device)
     seen.facts["compile_s"] = time.perf_counter() - arrived_s
     seen.warmup_steps = 1
 
 
-def settle(workload: Workload, seen: Seen, ranks: Ranks, teller: Teller) -> float:
+def settle(workload: Workload, images_per_step: int, seen: Seen, ranks: Ranks, teller: Teller) -> float:
     """Take steps until three blocks of them agree, or the cap; seconds of a step, the same on all ranks."""
     begun_s = time.perf_counter()
     step_s = ranks.agree(untimed_steps(workload, seen.recording, 1))
@@ -153,7 +152,7 @@ def settle(workload: Workload, seen: Seen, ranks: Ranks, teller: Teller) -> floa
         teller.tell(
             "settle",
             step=seen.warmup_steps,
-            images_per_s=workload.images_per_step * ranks.count / step_s,
+            images_per_s=images_per_step / step_s,
             loss=float(seen.recording.losses[-1]),
         )
         seen.settled = metrics.spread_of_last(blocks_ms) <= SETTLED_SPREAD
@@ -192,8 +191,7 @@ def train_timed(
 
         def after_step(done: int, loss: Tensor, begun_s: float = begun_s, before: int = done_before) -> bool:
             if teller.due():
-                images = done * workload.images_per_step * ranks.count
-                speed = images / (time.perf_counter() - begun_s)
+                speed = done * config.images_per_step / (time.perf_counter() - begun_s)
                 teller.tell("timed", step=before + done, steps=total, images_per_s=speed, loss=newest.offer(loss))
             return signals.asked is not None
 
@@ -208,10 +206,27 @@ def train_timed(
         evaluate(built, seen, teller)
 
 
+def watched(workload: Workload, seen: Seen) -> Workload:
+    """The workload, which tells the heartbeat before each batch and each step."""
+
+    def batches() -> Iterator[Any]:
+        while True:
+            seen.beat("waiting for a batch")
+            yield next(workload.batches)
+
+    def step(batch: Any) -> tuple[Tensor, Tensor]:
+        seen.beat("in a step")
+        return workload.step(batch)
+
+    return replace(workload, batches=batches(), step=step)
+
+
 def evaluate(built: Built, seen: Seen, teller: Teller) -> None:
     if built.evaluate is not None:
         teller.tell("evaluate")
-        seen.evaluations.append(Evaluation(len(seen.recording.losses), *built.evaluate()))
+        seen.evaluations.append(
+            Evaluation(len(seen.recording.losses), *built.evaluate(lambda: seen.beat("evaluating")))
+        )
 
 
 def forget_peaks(device: torch.device) -> None:
@@ -257,18 +272,23 @@ def run(
     config: RunConfig, images: ImageSet, rank: Rank, seen: Seen, teller: Teller, signals: Signals, limits: bool
 ) -> None:
     """Everything between the ranks' meeting and their parting."""
-    ranks = Ranks(rank)
+    ranks = Ranks(rank.index, rank.count)
     teller.tell("start")
     if config.block == "fused" and not config.on_gpu:
         teller.tell("block")
         seen.facts["block_build_s"] = build_cpu_block()
     built = build(config, images, rank)
     before = parameter_samples(built.network)
-    seen.facts["shard_images"] = len(built.train_split) // rank.count
+    seen.facts["shard_images"] = len(built.train_split) // config.shards
+    seen.facts["shard"], seen.facts["column"] = built.scheme.shard, built.scheme.column
+    if rank.count > 1:
+        seen.facts["sent_bytes_per_step"] = built.scheme.sent_bytes_per_step(built.network, config)
+        seen.facts["clock_ahead_s"] = clock_ahead_s(ranks)
     try:
         teller.tell("compile")
-        first_step(built, seen)
-        step_s = settle(built.workload, seen, ranks, teller)
+        first_step(config, built, seen)
+        built.workload = watched(built.workload, seen)
+        step_s = settle(built.workload, config.images_per_step, seen, ranks, teller)
         total = steps_to_time(config, step_s, len(built.train_split), seen.warmup_steps)
         train_timed(config, built, seen, ranks, teller, signals, total)
         seen.facts["parameter_change_max"] = largest_changes(before, parameter_samples(built.network))
@@ -288,7 +308,7 @@ def rank_trial(config: RunConfig, classes: int, rank: Rank, seen: Seen, ended: d
     facts: dict[str, Any] = {"shard_images": 0, "pixel_min": None, "pixel_max": None, "parameter_change_max": {}}
     return RankTrial(
         rank=rank.index,
-        images_per_step=config.images_per_gpu,
+        images_per_step=config.images_per_batch,
         warmup_steps=seen.warmup_steps,
         settled=seen.settled,
         windows=tuple(seen.windows),
@@ -314,57 +334,93 @@ def attempt(work: Callable[[], None], signals: Signals) -> tuple[dict[str, Any],
             return {"interrupted": True}, "", 128 + signals.asked
         traceback.print_exc()
         first_line = (str(error).strip() or "no message").splitlines()[0]
+        if isinstance(error, dist.DistError) or any(word in first_line for word in COLLECTIVES):
+            return {}, f"rank {dist.get_rank()} {folders.LOST_THE_OTHERS} ({first_line})", 1
         return {}, f"{type(error).__name__}: {first_line}", 1
     return {}, "", 0
 
 
-def main(run_folder: Path) -> int:
-    """Be one rank from beginning to end; 0, or the process ends here with another status."""
-    signals, seen = Signals(), Seen()
-    asked = json.loads((run_folder / "asked.json").read_text())
-    config = RunConfig(**asked["config"])
+def be_a_rank(launch: folders.Launch, images: ImageSet | None = None) -> dict[str, Any]:
+    """Be one rank from beginning to end; what it leaves, as `folders.write_rank` takes it.
+
+    Where it fails or is stopped, the process ends here with another status, and its file in the launch's folder tells.
+    """
+    signals, seen, config = Signals(), Seen(), launch.config
     rank = Rank.from_environment(config.on_gpu)
-    teller = Teller(run_folder / "progress.jsonl" if rank.index == 0 else None)
-    classes = asked["classes"]
+    here = launch.folder.is_dir()
+    teller = Teller(launch.folder / "progress.jsonl" if rank.index == 0 else None)
+
+    def leave(failure: str, ended: dict[str, Any]) -> dict[str, Any]:
+        trial = None if failure else asdict(rank_trial(config, launch.classes, rank, seen, ended))
+        if here:
+            folders.write_rank(launch.folder, rank.index, failure, trial)
+        return {"failure": failure, "trial": trial}
+
+    def on_hang(sentence: str) -> None:
+        print(sentence, file=sys.stderr, flush=True)
+        leave(sentence, {})
+        os._exit(1)
 
     def work() -> None:
         torch.set_num_threads(config.torch_threads or 1)
-        meet(config)
-        run(config, open_images(config), rank, seen, teller, signals, asked["limits"])
+        store = meet(config)
+        shown = images or open_images(config)
+        must_agree({"the data": shown.dataset_id}, "another program has changed it: start again")
+        seen.heartbeat = Heartbeat(store, rank.index, rank.count, config.heartbeat, on_hang, config.on_gpu)
+        run(config, shown, rank, seen, teller, signals, launch.limits)
 
     ended, failure, status = attempt(work, signals)
     signals.deferred = True
+    if seen.heartbeat is not None:
+        seen.heartbeat.close()
     if status != 1:
         seen.close_window()
-    write_rank(run_folder, config, classes, rank, seen, ended, failure)
+    left = leave(failure, ended)
     teller.close()
     if status:
         # Threads of a broken collective or decoder may never join: what matters is on the disk.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    return 0
+    return left
 
 
-def meet(config: RunConfig) -> None:
-    """Join the job's process group, if this process has not yet; on a GPU, take the one of this rank."""
+store_of_the_job: list[Any] = []
+
+
+def meet(config: RunConfig) -> Any:
+    """Join the job's process group, if this process has not yet; on a GPU, take the one of this rank. The job's store.
+
+    AskedWrongly where the others do not come within the heartbeat's seconds.
+    """
     if config.on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if config.on_gpu else "gloo")
+    if not store_of_the_job:
+        patience = timedelta(seconds=config.heartbeat)
+        try:
+            store, rank, count = next(rendezvous("env://", timeout=patience))
+            await_everyone(store, count, patience)
+        except (dist.DistError, RuntimeError):
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise AskedWrongly(
+                f"rank {os.environ['RANK']} waited {config.heartbeat:g} s at {where} for the {os.environ['WORLD_SIZE']} ranks "
+                "of the job and they did not all come: start every one of them, or look whether that address can be reached"
+            ) from None
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if config.on_gpu else "gloo", store=store, rank=rank, world_size=count
+        )
+        store_of_the_job.append(store)
+    return store_of_the_job[0]
 
 
-def write_rank(
-    run_folder: Path, config: RunConfig, classes: int, rank: Rank, seen: Seen, ended: dict[str, Any], failure: str
-) -> None:
-    trial = None if failure else asdict(rank_trial(config, classes, rank, seen, ended))
-    path = run_folder / f"rank-{rank.index}.json"
-    path.with_suffix(".new").write_text(json.dumps({"failure": failure, "trial": trial}))
-    path.with_suffix(".new").replace(path)
+def await_everyone(store: Any, count: int, patience: timedelta) -> None:
+    """Return when every rank has come to the store."""
+    if store.add("harness/came", 1) == count:
+        store.set("harness/all came", "")
+    store.wait(["harness/all came"], patience)
 
 
 if __name__ == "__main__":
     die_with_parent()
-    status = main(Path(sys.argv[1]))
+    be_a_rank(folders.Launch.read(Path(sys.argv[1])))
     dist.destroy_process_group()
-    raise SystemExit(status)

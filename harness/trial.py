@@ -43,7 +43,11 @@ class Alone:
 
 @dataclass(frozen=True)
 class RankTrial:
-    """Everything one rank saw. `losses` and `correct` hold every training step, warm-up included, in order."""
+    """Everything one rank saw. `losses` and `correct` hold every training step, warm-up included, in order.
+
+    Ranks of one `shard` receive the same images (None: this rank alone has its share), and only their column 0 has logits: the losses
+    of the others are means over nothing, NaN. `clock_ahead_s` is how far this rank's monotonic clock is ahead of rank 0's.
+    """
 
     rank: int
     images_per_step: int
@@ -60,6 +64,10 @@ class RankTrial:
     pixel_min: float | None
     pixel_max: float | None
     parameter_change_max: dict[str, float]
+    shard: int | None = None
+    column: int = 0
+    clock_ahead_s: float = 0.0
+    sent_bytes_per_step: int | None = None
     evaluations: tuple[Evaluation, ...] = ()
     alone: dict[str, Alone] = field(default_factory=dict)
     first_batch_s: float | None = None
@@ -74,18 +82,18 @@ class RankTrial:
 
 @dataclass(frozen=True)
 class Trial:
-    """One launch: its ranks, and what is needed to read them.
-
-    `ranks_share_images`: the scheme has all ranks receive the same images. `failure` says why the trial is not whole.
-    """
+    """One launch: its ranks, and what is needed to read them. `failure` says why the trial is not whole."""
 
     classes: int
     train_images: int
     ranks_asked: int
-    ranks_share_images: bool
     ranks_share_cores_with_input: bool
     ranks: tuple[RankTrial, ...]
     failure: str = ""
+
+
+# Fields of records of schema 1 that say nothing any more: no row was told from them.
+RETIRED = {"Trial": {"ranks_share_images"}}
 
 
 def from_json(kind: Any, value: Any) -> Any:
@@ -93,6 +101,7 @@ def from_json(kind: Any, value: Any) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if is_dataclass(kind) and isinstance(kind, type):
         hints = get_type_hints(kind)
+        value = {name: item for name, item in value.items() if name not in RETIRED.get(kind.__name__, ())}
         unknown = sorted(set(value) - {item.name for item in fields(kind)})
         if unknown:
             raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +14,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 import models.block
 import pipelines
 from harness.config import RunConfig
 from harness.measure import Workload
+from harness.schemes import Scheme, scheme_of
 from pipelines.augment import JITTER
 from pipelines.dataset.statistics import Statistics, colour_basis, mean_crop
 from pipelines.sources.imageset import ImageSet, Split
@@ -45,9 +46,10 @@ class Built:
     """A rank's workload, and what the run around it needs besides the loop."""
 
     workload: Workload
+    scheme: Scheme
     network: nn.Module
     train_split: Split
-    evaluate: Callable[[], tuple[int, int, int]] | None
+    evaluate: Callable[[Callable[[], None]], tuple[int, int, int]] | None
     without_communication: Callable[[], contextlib.AbstractContextManager[Any]]
     close: Callable[[], None]
 
@@ -55,26 +57,25 @@ class Built:
 def build(config: RunConfig, images: ImageSet, rank: Rank) -> Built:
     """The workload that `config` asks of this rank on `images`."""
     exact_fp32()
-    network, wrapped = build_network(config, len(images.classes), rank)
+    scheme = scheme_of(config, rank.index)
+    network = build_network(config, len(images.classes), rank, scheme)
+    wrapped = scheme.wrapped(network, config, rank.device)
     optimiser = torch.optim.SGD(
         models.parameter_groups(network, config.learning_rate, config.weight_decay),
         momentum=config.momentum,
         fused=True,
     )
-    batches = create_batches(config, images.train, rank, training=True, statistics=images.statistics)
-    evaluate = None
-    if images.val is not None:
-        val = images.val
-        shown = partial(create_batches, config, val, rank, training=False, statistics=images.statistics)
-        evaluate = lambda: evaluation(network, shown(), config)  # noqa: E731
+    shown = partial(create_batches, config, rank=rank, scheme=scheme, statistics=images.statistics)
+    batches = shown(images.train, training=True)
+    evaluate = partial(evaluation, network, config, shown, images.val, scheme) if images.val is not None else None
+    step = training_step(wrapped, optimiser, config, scheme.loss_divisor)
     return Built(
-        workload=Workload(batches, training_step(wrapped, optimiser, config), config.images_per_gpu, rank.device),
+        workload=Workload(batches, step, config.images_per_batch, rank.device),
+        scheme=scheme,
         network=network,
         train_split=images.train,
         evaluate=evaluate,
-        without_communication=wrapped.no_sync
-        if isinstance(wrapped, DistributedDataParallel)
-        else contextlib.nullcontext,
+        without_communication=scheme.without_communication(wrapped),
         close=batches.close,
     )
 
@@ -93,24 +94,20 @@ def exact_fp32() -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def build_network(config: RunConfig, classes: int, rank: Rank) -> tuple[nn.Module, nn.Module]:
-    """The network, compiled in place, and what wraps it for training: itself, or DDP over the ranks."""
+def build_network(config: RunConfig, classes: int, rank: Rank, scheme: Scheme) -> nn.Module:
+    """The network, or this rank's part of it, compiled in place."""
     torch.manual_seed(config.seed)
-    asked = {"block": config.block or "plain", **({"init": config.init} if config.init else {})}
-    network: nn.Module = models.create(config.model, num_classes=classes, **asked)
+    asked: dict[str, Any] = {"block": config.block or "plain", **({"init": config.init} if config.init else {})}
+    if scheme.parts is None:
+        network = models.create(config.model, num_classes=classes, **asked)
+    else:
+        network = models.create_part(config.model, config.parallel, scheme.parts, num_classes=classes, **asked)
     network = network.to(rank.device).to(memory_format=torch.channels_last)
     if config.compile == "on":
         network.compile(fullgraph=True)
-    # The weights are equal on all ranks; what dropout leaves out must not be.
+    # The weights are equal on all ranks, or parts of one set; what dropout leaves out must not be.
     torch.manual_seed(config.seed + 1 + rank.index)
-    if rank.count == 1:
-        return network, network
-    return network, DistributedDataParallel(
-        network,
-        device_ids=[rank.device.index] if rank.device.type == "cuda" else None,
-        bucket_cap_mb=config.bucket_mib,
-        gradient_as_bucket_view=True,
-    )
+    return network
 
 
 def autocast(config: RunConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -119,36 +116,44 @@ def autocast(config: RunConfig, device: torch.device) -> contextlib.AbstractCont
 
 
 def training_step(
-    network: nn.Module, optimiser: torch.optim.Optimizer, config: RunConfig
+    network: nn.Module, optimiser: torch.optim.Optimizer, config: RunConfig, loss_divisor: int = 1
 ) -> Callable[[pipelines.Batch], tuple[Tensor, Tensor]]:
     def step(batch: pipelines.Batch) -> tuple[Tensor, Tensor]:
         with autocast(config, batch.images.device):
             logits = network(batch.images)
-        loss = F.cross_entropy(logits.float(), batch.labels)
-        loss.backward()
+        # Of several columns the first alone has logits: the others' loss is the mean over no images.
+        labels = batch.labels[: len(logits)]
+        loss = F.cross_entropy(logits.float(), labels)
+        (loss / loss_divisor).backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        return loss.detach(), (logits.detach().argmax(dim=1) == batch.labels).sum()
+        return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
 
     return step
 
 
 def create_batches(
-    config: RunConfig, split: Split, rank: Rank, *, training: bool, statistics: Statistics | None = None
+    config: RunConfig,
+    split: Split,
+    *,
+    rank: Rank,
+    scheme: Scheme,
+    training: bool,
+    statistics: Statistics | None = None,
 ) -> Any:
     return pipelines.create(
         config.pipeline if training else "dali",
         split=split,
         # Ten views of an image take ten images' memory.
-        images_per_batch=config.images_per_gpu if training else max(1, config.images_per_gpu // config.views),
+        images_per_batch=config.images_per_batch if training else max(1, config.images_per_batch // config.views),
         image_size=config.image_size,
         training=training,
         augment=config.augment,
         jitter=tuple(float(part) for part in config.jitter.split(",")) if config.jitter else JITTER,
         views=1 if training else config.views,
         seed=config.seed,
-        shard=rank.index,
-        num_shards=rank.count,
+        shard=scheme.shard,
+        num_shards=config.shards,
         device=str(rank.device),
         dtype="float32" if config.precision == "fp32" else "float16",
         threads=config.dali_threads,
@@ -165,23 +170,54 @@ def means_and_colours(statistics: Statistics, image_size: int) -> dict[str, Any]
     return {"mean_image": mean_crop(statistics, image_size), "colour_basis": basis}
 
 
-def evaluation(network: nn.Module, batches: Iterator[pipelines.Batch], config: RunConfig) -> tuple[int, int, int]:
-    """(images, top-1 right, top-5 right) of this rank's share of a split; places with index -1 are padding."""
-    sums: Tensor | None = None
+def evaluation(
+    network: nn.Module,
+    config: RunConfig,
+    shown: Callable[..., Any],
+    split: Split,
+    scheme: Scheme,
+    beat: Callable[[], None],
+) -> tuple[int, int, int]:
+    """(images, top-1 right, top-5 right) of this rank's share of a split; places with index -1 are padding.
+
+    `beat` is called before each batch.
+    """
+    batches = shown(split, training=False)
+    device = next(network.parameters()).device
+    sums = torch.zeros(3, dtype=torch.int64, device=device)
     network.eval()
     try:
         with torch.inference_mode():
-            for batch in batches:
+            for batch in as_many_as_the_others(batches, config, len(split), device):
+                beat()
                 with autocast(config, batch.images.device):
                     # forward itself, not the call, so that no second graph is compiled for a few batches.
                     logits = network.forward(batch.images)
-                counts = right_answers(over_views(logits, config.views), batch.labels, batch.indices >= 0)
-                sums = counts if sums is None else sums + counts
+                if scheme.column == 0:
+                    counts = right_answers(over_views(logits, config.views), batch.labels, batch.indices >= 0)
+                    sums += counts
     finally:
         network.train()
-        batches.close()  # type: ignore[attr-defined]
-    images, top1, top5 = sums.tolist() if sums is not None else (0, 0, 0)
+        batches.close()
+    images, top1, top5 = sums.tolist()
     return int(images), int(top1), int(top5)
+
+
+def as_many_as_the_others(
+    batches: Iterator[pipelines.Batch], config: RunConfig, images: int, device: torch.device
+) -> Iterator[pipelines.Batch]:
+    """The batches, and empty ones where another shard has more: ranks that gather must call the network equally often."""
+    size = max(1, config.images_per_batch // config.views)
+    to_come = math.ceil(math.ceil(images / config.shards) / size)
+    for batch in batches:
+        to_come -= 1
+        yield batch
+    side = config.image_size
+    for _ in range(to_come):
+        nothing = torch.zeros(size * config.views, 3, side, side, device=device)
+        yield pipelines.Batch(
+            nothing, torch.zeros(size, dtype=torch.int64, device=device), torch.full((size,), -1, device=device)
+        )
 
 
 def over_views(logits: Tensor, views: int) -> Tensor:

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from models.exchange import Group
+
 
 @dataclass(frozen=True)
 class Model:
     """The function that builds a network, the arguments that make it this one, and what must be known without torch.
 
-    It takes square images of `image_size` pixels a side. `fusible`: it has layers that models/block.py computes.
+    It takes square images of `image_size` pixels a side. `fusible`: it has layers that models/block.py computes; `schemes`:
+    the names in SCHEMES by which ranks can hold parts of it.
     """
 
     build: str
@@ -27,12 +31,20 @@ class Model:
     fusible: bool = False
     own_init: bool = False
     needs_torchvision: bool = False
+    schemes: tuple[str, ...] = ()
 
 
-def paper_net(variant: str, *, fusible: bool = True, **arguments: object) -> Model:
-    """AlexNet in a form of models.alexnet.VARIANTS."""
+# How ranks may hold parts of one network: the function that makes a table of layers that of one rank.
+SCHEMES = {"columns": "models.columns:column", "hybrid": "models.hybrid:split"}
+HYBRID_UNITS = 4096  # of each fully connected layer but the last, which `hybrid` shares equally
+
+
+def paper_net(variant: str, *, fusible: bool = True, columns: bool = True, **arguments: object) -> Model:
+    """AlexNet in a form of models.alexnet.VARIANTS, of two columns or of one."""
     arguments = {"variant": variant, **arguments}
-    return Model("models.alexnet:alexnet", arguments, image_size=224, fusible=fusible, own_init="init" in arguments)
+    schemes = ("columns", "hybrid") if columns else ("hybrid",)
+    own_init = "init" in arguments
+    return Model("models.alexnet:alexnet", arguments, 224, fusible=fusible, own_init=own_init, schemes=schemes)
 
 
 def cifar_net(variant: str) -> Model:
@@ -43,8 +55,8 @@ def cifar_net(variant: str) -> Model:
 MODELS = {
     "alexnet": paper_net("paper"),
     "alexnet-code2012": paper_net("code2012", init="code2012", fusible=False),
-    "alexnet-half": paper_net("half"),
-    "alexnet-nogroups": paper_net("nogroups"),
+    "alexnet-half": paper_net("half", columns=False),
+    "alexnet-nogroups": paper_net("nogroups", columns=False),
     "alexnet-nolrn": paper_net("nolrn", fusible=False),
     "alexnet-pool2x2": paper_net("pool2x2", fusible=False),
     "alexnet-tanh": paper_net("tanh", fusible=False),
@@ -86,6 +98,11 @@ def can_fuse(name: str) -> bool:
     return look_up(name).fusible
 
 
+def schemes(name: str) -> tuple[str, ...]:
+    """The names in SCHEMES by which ranks can hold parts of the network called `name`."""
+    return look_up(name).schemes
+
+
 def create(name: str, **arguments: object) -> nn.Module:
     """The network called `name` in MODELS, on the CPU and in training mode, built with `arguments`.
 
@@ -104,6 +121,22 @@ def create(name: str, **arguments: object) -> nn.Module:
             raise ValueError(f"model {name} takes no argument {argument!r}; it takes {', '.join(known)}")
     network: nn.Module = build(**model.arguments, **arguments)
     return network
+
+
+def create_part(name: str, scheme: str, group: Group, **arguments: object) -> nn.Module:
+    """The part of the network called `name` that this rank of `group` holds, with the weights that `create` draws.
+
+    Raises ValueError where the network has no such parts, or the group has the wrong number of ranks for it.
+    """
+    from models.shares import part_of
+
+    if scheme not in schemes(name):
+        raise ValueError(f"model {name} cannot be held in parts by {scheme!r}")
+    module, function = SCHEMES[scheme].split(":")
+    whole = create(name, **arguments)
+    part = create(name, **arguments, share=partial(getattr(import_module(module), function), group=group))
+    part.load_state_dict(part_of(whole.state_dict(), part.state_dict(), group.rank))
+    return part
 
 
 def parameter_groups(network: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:

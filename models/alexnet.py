@@ -168,11 +168,13 @@ def alexnet(
     norm: Callable[[Tensor], Tensor] | None = None,
     block: str = "plain",
     variant: str = "paper",
+    share: Callable[[Layers], Layers] | None = None,
 ) -> AlexNet:
     """A network of VARIANTS with channels-last weights; `init` is a name in INITS.
 
     `norm` replaces local response normalisation: a function of activations (N, C, H, W), for comparisons.
     `block` is "plain", or "fused" for ReLU, LRN and overlapping pool as one operator (models/block.py).
+    `share` makes the table that of one rank of several (models.columns, models.hybrid).
     Raises ValueError for an argument out of range.
     """
     if variant not in VARIANTS:
@@ -189,6 +191,8 @@ def alexnet(
         layers = swapped(layers, local_response_norm, norm)
     if block == "fused":
         layers = fused(layers)
+    if share is not None:
+        layers = share(layers)
     return AlexNet(layers, dropout).to(memory_format=torch.channels_last)
 
 

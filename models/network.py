@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 Step = Callable[..., Tensor]
@@ -18,12 +19,16 @@ Step = Callable[..., Tensor]
 class Layer:
     """A layer with `outputs` maps or units, the steps before it, and those that follow it: `then`, and dropout if asked.
 
+    Where ranks hold parts of a network, a layer may see the maps or units of `sees` ranks, joined by a step before it, and its
+    parameters may pass through `share` before they are used.
     Its weights start from N(0, std^2), its biases at `bias`. `decay` multiplies the run's weight decay for the weights,
     `bias_rate` and `bias_decay` the run's learning rate and weight decay for the biases.
     """
 
     outputs: int
     _: KW_ONLY
+    sees: int = 1
+    share: Step | None = None
     before: tuple[Step, ...] = ()
     then: tuple[Step, ...] = ()
     dropout: bool = False
@@ -75,6 +80,16 @@ class Linear(Layer):
 
     def module(self, inputs: int) -> nn.Module:
         return nn.Linear(inputs * self.side**2, self.outputs)
+
+
+@dataclass(frozen=True)
+class Relay(Layer):
+    """No layer of this rank: the steps before it hand on what another rank's layer sees."""
+
+    outputs: int = 0
+
+    def module(self, inputs: int) -> nn.Module:
+        return nn.Identity()
 
 
 Layers = dict[str, Layer]
@@ -159,7 +174,7 @@ class Network(nn.Module):
         self.parameter_scales: dict[str, Scale] = {}
         inputs = self.image_shape[0]
         for name, layer in layers.items():
-            self.add_module(name, layer.module(inputs))
+            self.add_module(name, layer.module(inputs * layer.sees))
             self.parameter_scales[f"{name}.weight"] = Scale(1.0, layer.decay)
             self.parameter_scales[f"{name}.bias"] = Scale(layer.bias_rate, layer.bias_decay)
             inputs = layer.outputs
@@ -169,8 +184,9 @@ class Network(nn.Module):
     def initialise(self) -> None:
         """Draw the weights and set the biases by the table, from torch's global generator."""
         for name, layer in self.layers.items():
-            self.get_parameter(f"{name}.weight").normal_(0.0, layer.std)
-            self.get_parameter(f"{name}.bias").fill_(layer.bias)
+            if not isinstance(layer, Relay):
+                self.get_parameter(f"{name}.weight").normal_(0.0, layer.std)
+                self.get_parameter(f"{name}.bias").fill_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[1:] != self.image_shape:
@@ -180,9 +196,17 @@ class Network(nn.Module):
         for name, layer in self.layers.items():
             for step in layer.before:
                 x = step(x)
-            x = self.get_submodule(name)(x)
+            x = self.compute(name, layer, x)
             for step in layer.then:
                 x = step(x)
             if layer.dropout:
                 x = F.dropout(x, self.dropout, self.training)
         return x
+
+    def compute(self, name: str, layer: Layer, x: Tensor) -> Tensor:
+        """The layer itself, without the steps around it."""
+        module = self.get_submodule(name)
+        if layer.share is None:
+            return module(x)  # type: ignore[no-any-return]
+        parameters = {key: layer.share(parameter) for key, parameter in module.named_parameters()}
+        return functional_call(module, parameters, x)  # type: ignore[no-any-return]

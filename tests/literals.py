@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from harness.config import RunConfig
+from harness.rows import SCHEMA_VERSION
 from harness.trial import Alone, Evaluation, RankTrial, Trial, Window
 
 TEN_CLASSES = math.log(10)
@@ -61,7 +62,6 @@ def trial_of(*ranks: RankTrial, **changes: Any) -> Trial:
         classes=10,
         train_images=2048,
         ranks_asked=len(seen),
-        ranks_share_images=False,
         ranks_share_cores_with_input=False,
         ranks=seen,
     )
@@ -79,7 +79,7 @@ def record_of(
     """What one launch of one GPU leaves; each keyword changes one part of it."""
     config = RunConfig(gpus=1, images_per_gpu=32, compile="on", dali_threads=8)
     return {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "run_id": "run-1",
         "group_id": "group-1",
         "launch": 1,

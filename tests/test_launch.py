@@ -11,40 +11,38 @@ from types import SimpleNamespace
 import pytest
 from literals import rank_of
 
-from harness import images, launch, metrics
+from harness import folders, launch, metrics, resolve
 from harness.config import AskedWrongly, RunConfig
-
-SYNTHETIC = images.synthetic(8)
 
 
 def test_without_gpus_and_cpus_it_is_the_first_gpu_or_else_the_cpu() -> None:
-    on_gpu, on_cpu = (launch.resolve(RunConfig(), cores=16, gpus=gpus) for gpus in (4, 0))
+    on_gpu, on_cpu = (resolve.resolve(RunConfig(), cores=16, gpus=gpus) for gpus in (4, 0))
     assert (on_gpu.gpus, on_gpu.cpus, on_gpu.ranks) == (1, 0, 1)
     assert (on_cpu.gpus, on_cpu.cpus, on_cpu.ranks) == (0, 1, 1)
 
 
 def test_the_cores_are_shared_by_the_ranks_and_never_none() -> None:
-    assert launch.resolve(RunConfig(cpus=2), cores=2, gpus=0).torch_threads == 1
-    assert launch.resolve(RunConfig(cpus=3), cores=2, gpus=0).dali_threads == 1
-    assert launch.resolve(RunConfig(gpus=2), cores=64, gpus=2).dali_threads == 8
+    assert resolve.resolve(RunConfig(cpus=2), cores=2, gpus=0).torch_threads == 1
+    assert resolve.resolve(RunConfig(cpus=3), cores=2, gpus=0).dali_threads == 1
+    assert resolve.resolve(RunConfig(gpus=2), cores=64, gpus=2).dali_threads == 8
 
 
 def test_a_typed_setting_beats_auto() -> None:
-    config = launch.resolve(RunConfig(gpus=1, decode="cpu", dali_threads=5, compile="off"), cores=64, gpus=1)
+    config = resolve.resolve(RunConfig(gpus=1, decode="cpu", dali_threads=5, compile="off"), cores=64, gpus=1)
     assert (config.decode, config.dali_threads, config.compile, config.hw_decoder_load) == ("cpu", 5, "off", None)
 
 
 def test_the_block_is_fused_wherever_it_can_be() -> None:
     on_cpu = {"cores": 2, "gpus": 0}
-    assert launch.resolve(RunConfig(cpus=1), **on_cpu).block == "fused"
-    assert launch.resolve(RunConfig(cpus=1), **on_cpu, compiler=False).block == "plain"
-    assert launch.resolve(RunConfig(cpus=1), **on_cpu, fusible=False).block == "plain"
-    assert launch.resolve(RunConfig(cpus=1, block="plain"), **on_cpu).block == "plain"
-    assert launch.resolve(RunConfig(gpus=1), cores=2, gpus=1, compiler=False).block == "fused"
+    assert resolve.resolve(RunConfig(cpus=1), **on_cpu).block == "fused"
+    assert resolve.resolve(RunConfig(cpus=1), **on_cpu, compiler=False).block == "plain"
+    assert resolve.resolve(RunConfig(cpus=1), **on_cpu, fusible=False).block == "plain"
+    assert resolve.resolve(RunConfig(cpus=1, block="plain"), **on_cpu).block == "plain"
+    assert resolve.resolve(RunConfig(gpus=1), cores=2, gpus=1, compiler=False).block == "fused"
 
 
 def test_what_is_computed_does_not_depend_on_the_machine() -> None:
-    small, large = (launch.resolve(RunConfig(), cores=c, gpus=g) for c, g in ((2, 0), (128, 8)))
+    small, large = (resolve.resolve(RunConfig(), cores=c, gpus=g) for c, g in ((2, 0), (128, 8)))
     differing = {name for name, value in small.columns().items() if value != large.columns()[name]}
     assert differing <= {"gpus", "cpus", "decode", "dali_threads", "torch_threads", "hw_decoder_load"}
 
@@ -52,31 +50,37 @@ def test_what_is_computed_does_not_depend_on_the_machine() -> None:
 @pytest.mark.parametrize(("asked", "found"), [(2, 1), (1, 0)])
 def test_too_few_gpus_are_refused_with_the_number_found(asked: int, found: int) -> None:
     with pytest.raises(AskedWrongly, match=f"--gpus {asked} was asked and {found} GPU.* --cpus {asked}"):
-        launch.check_gpus(asked, found)
+        resolve.check_gpus(asked, found)
 
 
 def test_a_gpu_decoder_for_cpu_ranks_is_refused() -> None:
     with pytest.raises(AskedWrongly, match=r"--decode mixed .* --gpus"):
-        launch.check_shape(RunConfig(cpus=1, decode="mixed"), train_images=100)
+        resolve.check_shape(RunConfig(cpus=1, decode="mixed"), train_images=100)
 
 
 def test_more_ranks_than_images_are_refused() -> None:
     with pytest.raises(AskedWrongly, match="3 ranks were asked and 2 training images were found"):
-        launch.check_shape(RunConfig(cpus=3), train_images=2)
+        resolve.check_shape(RunConfig(cpus=3), train_images=2)
 
 
 def rank_file(folder: Path, rank: int, failure: str = "", trial: dict | None = None) -> None:
     (folder / f"rank-{rank}.json").write_text(json.dumps({"failure": failure, "trial": trial}))
 
 
+def begun(folder: Path) -> folders.Launch:
+    """A launch of two CPU ranks whose folder this is."""
+    told = {"dataset": {"classes": 10, "train_images": 8}}
+    return folders.Launch(folder, RunConfig(cpus=2), limits=True, told=told)
+
+
 def test_a_rank_that_left_nothing_makes_a_failed_trial(tmp_path: Path) -> None:
-    trial = launch.collect(RunConfig(cpus=2), SYNTHETIC, tmp_path, failure="", stopped_by=0)
+    trial = begun(tmp_path).trial("", stopped=False)
     assert trial.failure == "only 0 of 2 ranks left a trial"
 
 
 def test_a_rank_out_of_memory_is_told_as_that_though_the_agent_ended_the_others(tmp_path: Path) -> None:
     rank_file(tmp_path, 1, trial=asdict(rank_of(1, windows=(), out_of_memory=True)))
-    trial = launch.collect(RunConfig(cpus=2), SYNTHETIC, tmp_path, failure="", stopped_by=0)
+    trial = begun(tmp_path).trial("", stopped=False)
     assert metrics.status_and_reason(trial) == ("oom", "out of GPU memory at 32 images a rank")
 
 
@@ -97,11 +101,11 @@ def test_the_ranks_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     before = dict(os.environ)
-    with launch.rank_environment(launch.resolve(RunConfig(cpus=2), cores=2, gpus=0)):
+    with launch.rank_environment(resolve.resolve(RunConfig(cpus=2), cores=2, gpus=0)):
         assert os.environ["OMP_NUM_THREADS"] == "1"
     assert dict(os.environ) == before
 
 
 def test_the_plan_says_the_minutes_it_expects() -> None:
     config = RunConfig(gpus=2, timed_seconds=30.0, launches=3, recipe="throughput")
-    assert launch.plan(config).endswith("on 2 GPUs, 128 images a rank, 30 timed seconds, 3 launches; about 5 minutes")
+    assert resolve.plan(config).endswith("on 2 GPUs, 128 images a rank, 30 timed seconds, 3 launches; about 5 minutes")

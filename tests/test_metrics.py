@@ -25,6 +25,7 @@ FIRST = rank_of(
     correct=(0, 8, 8, 8, 8),
     indices_count=128,
     label_counts=(80, 80),
+    sent_bytes_per_step=2**20,
     evaluations=(Evaluation(2, 50, 10, 40), Evaluation(5, 50, 20, 45)),
     alone={"input": Alone(300, 20.0, 21.0), "model": Alone(200, 22.0, 23.0), "no_comm": Alone(250, 24.0, 25.0)},
     first_batch_s=0.5,
@@ -75,6 +76,9 @@ EXPECTED = {
     "limit_images_per_s": 300,
     "pct_of_limit": 100 * 512 / 300,
     "data_wait_pct": 2,
+    "exposed_comm_pct": 20,
+    "exchange_mib_per_step": 2,
+    "exchange_kib_per_image": 32,
     "gpu_peak_allocated_gib": 4,
     "gpu_peak_reserved_gib": 5,
     "host_peak_rss_gib": 4,
@@ -100,11 +104,11 @@ def test_every_metric_is_exact_on_a_trial_of_two_ranks(name):
 
 @pytest.mark.parametrize("name", [name for name in METRICS if name not in ("status", "status_reason")])
 def test_what_a_trial_without_ranks_cannot_tell_is_unknown_rather_than_zero(name):
-    assert METRICS[name](Trial(10, 2048, 1, False, False, (), failure="no device")) is None
+    assert METRICS[name](Trial(10, 2048, 1, False, (), failure="no device")) is None
 
 
 def test_a_failed_launch_says_why():
-    trial = Trial(10, 2048, 1, False, False, (), failure="no device")
+    trial = Trial(10, 2048, 1, False, (), failure="no device")
     assert metrics.status_and_reason(trial) == ("failed", "no device")
 
 
@@ -123,6 +127,53 @@ def test_images_are_those_that_came_in_rather_than_those_asked_for():
 
 def test_the_speeds_of_ranks_add_up_and_are_not_averaged():
     assert metrics.images_per_s(trial_of(rank_of(0), rank_of(1))) == 640
+
+
+# The second column of a network: the same images as the first, whose losses and right answers it does not know.
+COLUMN = dataclasses.replace(
+    SECOND,
+    shard=0,
+    column=1,
+    losses=(math.nan,) * 5,
+    correct=(0,) * 5,
+    indices_digest=FIRST.indices_digest,
+    evaluations=(Evaluation(2, 0, 0, 0), Evaluation(5, 0, 0, 0)),
+)
+TWO_COLUMNS = trial_of(dataclasses.replace(FIRST, shard=0), COLUMN, classes=2, train_images=640)
+
+
+def test_two_columns_of_one_network_are_one_stream_of_images():
+    told = {
+        name: METRICS[name](TWO_COLUMNS) for name in ("images_counted", "images_per_s", "images_seen", "loss_first")
+    }
+    assert told == {"images_counted": 128, "images_per_s": 256, "images_seen": 160, "loss_first": 2.0}
+    assert METRICS["input_alone_images_per_s"](TWO_COLUMNS) == 150
+    assert METRICS["train_top1_error_pct"](TWO_COLUMNS) == 75
+    assert METRICS["val_top1_error_pct"](TWO_COLUMNS) == 60
+    assert METRICS["exchange_kib_per_image"](TWO_COLUMNS) == 64
+
+
+def test_columns_that_received_different_images_are_not_believed():
+    assert not [doubt for doubt in metrics.doubts(TWO_COLUMNS) if "the scheme" in doubt]
+    strange = dataclasses.replace(COLUMN, indices_digest="another")
+    trial = trial_of(dataclasses.replace(FIRST, shard=0), strange, classes=2)
+    assert "ranks received different images where the scheme gives them the same" in metrics.doubts(trial)
+
+
+def test_shards_that_received_the_same_images_are_not_believed():
+    other = dataclasses.replace(FIRST, rank=2, shard=1)
+    trial = trial_of(dataclasses.replace(FIRST, shard=0), COLUMN, other, classes=2)
+    assert "ranks received the same images where the scheme gives each its own" in metrics.doubts(trial)
+
+
+def test_ranks_of_two_machines_are_timed_on_one_clock():
+    ahead = 5000.0
+    windows = (Window(10.1 + ahead, 10.5 + ahead, (100.0,) * 4, (1.0,) * 4),)
+    alone = {"model": Alone(200, 22.0 + ahead, 22.5 + ahead)}
+    second = dataclasses.replace(SECOND, windows=windows, clock_ahead_s=ahead, alone=alone)
+    trial = trial_of(FIRST, second)
+    assert METRICS["timed_s"](trial) == pytest.approx(0.5)
+    assert METRICS["model_alone_images_per_s"](trial) == pytest.approx(400)
 
 
 def test_ranks_that_received_the_same_images_count_them_once():
@@ -180,7 +231,7 @@ def test_a_launch_in_which_a_rank_did_not_finish_its_windows_has_no_speed():
 
 
 def test_a_launch_without_a_timed_step_is_not_ok():
-    assert metrics.status(Trial(10, 2048, 1, False, False, ())) != "ok"
+    assert metrics.status(Trial(10, 2048, 1, False, ())) != "ok"
     assert metrics.status(trial_of(rank_of(windows=(), indices_count=0))) != "ok"
 
 

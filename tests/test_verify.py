@@ -86,8 +86,8 @@ BROKEN = {
     "with an unknown observation": lambda text: text.replace('"classes"', '"colours"'),
     "with text for a number": lambda text: text.replace('"indices_count": 320', '"indices_count": "many"'),
     "with a rank of another kind": lambda text: text.replace('"ranks": [', '"ranks": ["one", '),
-    "of a newer harness": lambda text: text.replace('"schema_version": 1', '"schema_version": 2'),
-    "of no version": lambda text: text.replace('"schema_version": 1', '"schema_version": null'),
+    "of a newer harness": lambda text: text.replace('"schema_version": 2', '"schema_version": 3'),
+    "of no version": lambda text: text.replace('"schema_version": 2', '"schema_version": null'),
 }
 
 
@@ -105,8 +105,8 @@ def test_a_broken_record_is_a_finding_of_one_line_and_no_traceback(table, breaki
 
 def test_a_record_newer_than_the_harness_is_told_as_such(table):
     path = run_folder(table, "run-1") / "trial.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
-    assert "has schema_version 2 and this harness knows 1: update the harness" in verify(table)[0]
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 3'))
+    assert "has schema_version 3 and this harness knows 2: update the harness" in verify(table)[0]
 
 
 def test_the_record_of_another_run_does_not_bear_a_row_out(table):
@@ -130,7 +130,7 @@ def test_a_run_id_cannot_lead_out_of_the_run_folders(table, run_id):
 def test_a_column_that_came_later_may_be_empty_in_older_rows_and_in_no_newer_one(table, monkeypatch):
     edit(table, "run-1", label="", data_wait_pct="")
     assert len(verify(table)) == 1
-    monkeypatch.setitem(rows.SINCE, "data_wait_pct", 2)
+    monkeypatch.setitem(rows.SINCE, "data_wait_pct", rows.SCHEMA_VERSION + 1)
     assert verify(table) == []
     monkeypatch.setitem(rows.SINCE, "data_wait_pct", 1)
     assert len(verify(table)) == 1

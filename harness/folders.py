@@ -1,0 +1,214 @@
+"""A launch from its folder to its row: what was asked lies there first, then what each rank saw, then the record.
+
+Whoever runs a launch holds the lock in its folder. One whose lock is free and which has no row has ended without a word:
+`settle_unfinished` makes its row of what its ranks left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness import environment, results
+from harness.config import RunConfig
+from harness.progress import PHASES, last_phase
+from harness.rows import SCHEMA_VERSION, row_of
+from harness.trial import RankTrial, Trial, from_json
+from pipelines.sources.imageset import ImageSet
+
+RUNNING = "running.json"
+LOCK = "running.lock"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a group. `told` is its record but for the trial; `limits`: the parts alone are measured too."""
+
+    folder: Path
+    config: RunConfig
+    limits: bool
+    told: dict[str, Any]
+    held: list[Any] = field(default_factory=list, compare=False)
+
+    @classmethod
+    def begin(
+        cls, config: RunConfig, images: ImageSet, table: Path, group_id: str, number: int, ranks_here: int
+    ) -> Launch:
+        """A new folder beside the table, locked, which says what was asked. Only a group's first launch measures the parts alone."""
+        now = datetime.now(UTC)
+        run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        told = {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": run_id,
+            "group_id": group_id,
+            "launch": number,
+            "started_at": now.isoformat(timespec="seconds"),
+            "asked": config.columns(),
+            "dataset": {
+                "dataset_id": images.dataset_id,
+                "source_form": images.source_form,
+                "statistics_id": images.statistics.statistics_id if images.statistics else None,
+                "classes": len(images.classes),
+                "train_images": len(images.train),
+                "val_images": len(images.val) if images.val else 0,
+                "excluded_images": images.excluded,
+            },
+            "machine": environment.machine(ranks_here if config.on_gpu else 0, Path(images.train.files[0]).parent),
+        }
+        launch = cls(results.run_folder(table, run_id), config, number == 1, told)
+        launch.folder.mkdir(parents=True)
+        launch.hold()
+        asked = {item.name: getattr(config, item.name) for item in fields(config)}
+        running = {"table": table.name, "config": asked, "limits": launch.limits, "told": told}
+        results.write_whole(launch.folder / RUNNING, json.dumps(running))
+        return launch
+
+    @classmethod
+    def read(cls, folder: Path) -> Launch:
+        """The launch whose folder it is."""
+        running = json.loads((folder / RUNNING).read_text())
+        return cls(folder, RunConfig(**running["config"]), running["limits"], running["told"])
+
+    def portable(self) -> dict[str, Any]:
+        """What another node needs to make this launch again."""
+        return {"folder": self.folder, "config": self.config, "limits": self.limits, "told": self.told}
+
+    @property
+    def classes(self) -> int:
+        return int(self.told["dataset"]["classes"])
+
+    def hold(self) -> None:
+        """Take the folder's lock; filelock.Timeout where another process runs this launch."""
+        from filelock import FileLock  # 40 ms that --help need not pay
+
+        lock = FileLock(self.folder / LOCK)
+        lock.acquire(timeout=0)
+        self.held.append(lock)
+
+    def let_go(self) -> None:
+        while self.held:
+            self.held.pop().release()
+        (self.folder / LOCK).unlink(missing_ok=True)
+
+    def record(self, failure: str = "", *, stopped: bool = False) -> dict[str, Any]:
+        """Everything a row is told from; `rows.row_of` says how."""
+        return {**self.told, "trial": asdict(self.trial(failure, stopped=stopped))}
+
+    def trial(self, failure: str, *, stopped: bool) -> Trial:
+        """The ranks' files as one Trial. Ranks that left none make it a failed one, with the reason."""
+        left = [read_rank(self.folder, rank) for rank in range(self.config.ranks)]
+        trials = [from_json(RankTrial, each["trial"]) for each in left if each["trial"] is not None]
+        failure = failure or first_failure(self.folder, self.config.ranks)
+        # The ranks beside one that ran out of memory are ended by the agent: its trial is the reason.
+        explained = failure or stopped or any(trial.out_of_memory for trial in trials)
+        if len(trials) < self.config.ranks and not explained:
+            failure = f"only {len(trials)} of {self.config.ranks} ranks left a trial"
+        return Trial(
+            classes=self.classes,
+            train_images=self.told["dataset"]["train_images"],
+            ranks_asked=self.config.ranks,
+            ranks_share_cores_with_input=not self.config.on_gpu,
+            ranks=tuple(trials),
+            failure=failure,
+        )
+
+    def finish(self, table: Path, record: dict[str, Any]) -> dict[str, str]:
+        """The record written down, the row appended, the folder tidied."""
+        row = row_of(record)
+        results.write_record(self.folder, record)
+        results.append(table, row)
+        self.tidy()
+        return row
+
+    def tidy(self) -> None:
+        """Take away what the record now holds; logs stay."""
+        for path in (*self.folder.glob("rank-*.json"), self.folder / RUNNING, self.folder / "progress.jsonl"):
+            path.unlink(missing_ok=True)
+        self.let_go()
+
+    def discard(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.let_go()
+
+
+def new_group_id() -> str:
+    return secrets.token_hex(4)
+
+
+# --- what ranks left ----------------------------------------------------------------------------------------------
+
+
+def write_rank(folder: Path, rank: int, failure: str, trial: dict[str, Any] | None) -> None:
+    path = folder / f"rank-{rank}.json"
+    path.with_suffix(".new").write_text(json.dumps({"failure": failure, "trial": trial}))
+    path.with_suffix(".new").replace(path)
+
+
+def read_rank(folder: Path, rank: int) -> dict[str, Any]:
+    """What a rank left behind: its failure in words, its trial; neither if it left nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        left: dict[str, Any] = json.loads((folder / f"rank-{rank}.json").read_text())
+        return left
+    return {"failure": "", "trial": None}
+
+
+LOST_THE_OTHERS = "lost the other ranks"
+
+
+def first_failure(folder: Path, ranks: int) -> str:
+    """The words of the rank that failed first; of one that only lost the others where none has more to say."""
+    written = []
+    for rank in range(ranks):
+        with contextlib.suppress(OSError):
+            words = read_rank(folder, rank)["failure"]
+            written.append((LOST_THE_OTHERS in words, (folder / f"rank-{rank}.json").stat().st_mtime, words))
+    return next((words for _, _, words in sorted(written) if words), "")
+
+
+# --- launches that ended without a word ---------------------------------------------------------------------------
+
+
+def settle_unfinished(table: Path) -> list[str]:
+    """A row for each launch of this table that no process runs any more; the sentences to tell a person of them."""
+    said = []
+    for running in sorted(results.run_folder(table, "").glob(f"*/{RUNNING}")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(running.read_text())["table"] == table.name:
+                said += settle(table, Launch.read(running.parent))
+    return said
+
+
+def settle(table: Path, launch: Launch) -> list[str]:
+    from filelock import Timeout
+
+    try:
+        launch.hold()
+    except (Timeout, NotImplementedError):
+        return []  # it runs, or this file system cannot tell
+    try:
+        if not (launch.folder / RUNNING).exists():
+            return []  # another command was quicker
+        run_id = launch.told["run_id"]
+        if table.exists() and any(row["run_id"] == run_id for row in results.read_table(table)):
+            launch.tidy()
+            return []
+        record = launch.record() if not (launch.folder / "trial.json").exists() else results.read_record(launch.folder)
+        ranks = record["trial"]["ranks"]
+        if ranks and all(rank["interrupted"] for rank in ranks) and not any(rank["windows"] for rank in ranks):
+            launch.discard()
+            return []
+        if len(ranks) < launch.config.ranks and not first_failure(launch.folder, launch.config.ranks):
+            phase = PHASES[last_phase(launch.folder / "progress.jsonl")]
+            record["trial"]["failure"] = (
+                f"the job ended without a word while {phase}: it was killed, or its machine stopped"
+            )
+        row = launch.finish(table, record)
+        return [f"{run_id}, which had ended without a row, is {row['status']}: {row['status_reason']}"]
+    finally:
+        launch.let_go()

@@ -1,0 +1,101 @@
+"""One rank of a job that another launcher started (torchrun, on one machine or several): one launch, and one row for all."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness import folders
+from harness.config import AskedWrongly, RunConfig, names
+from harness.launch import GPU_ORDER
+from harness.resolve import check_images, check_shape
+
+
+class Job(NamedTuple):
+    """What the other launcher has told this process by its environment."""
+
+    ranks: int
+    ranks_here: int
+    nodes: int
+
+
+def inside_a_job() -> Job | None:
+    """The job that this process is a rank of; None where no launcher has made it one."""
+    if not all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")):
+        return None
+    ranks = int(os.environ["WORLD_SIZE"])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    return Job(ranks, here, int(os.environ.get("GROUP_WORLD_SIZE", max(1, ranks // here))))
+
+
+def as_the_job(config: RunConfig, job: Job, gpus: int) -> RunConfig:
+    """The config with the job's ranks and nodes, of the kind asked for or else GPUs where each rank has one."""
+    if config.gpus is None and config.cpus is None:
+        kind = "gpus" if gpus >= job.ranks_here else "cpus"
+        config = config.with_(**{kind: job.ranks})
+    if config.ranks != job.ranks:
+        kind = "--gpus" if config.on_gpu else "--cpus"
+        raise AskedWrongly(
+            f"{kind} {config.ranks} was asked and torchrun started {job.ranks} ranks: give {kind} {job.ranks}, or leave it out"
+        )
+    if config.nodes not in (1, job.nodes):
+        raise AskedWrongly(
+            f"--nodes {config.nodes} was asked and torchrun started {job.nodes} of them: give --nodes {job.nodes}, or leave it out"
+        )
+    if job.ranks % job.nodes:
+        raise AskedWrongly(f"{job.ranks} ranks on {job.nodes} nodes are not as many on each: start as many on each")
+    return config.with_(nodes=job.nodes)
+
+
+def join(config: RunConfig, table: Path) -> tuple[folders.Launch, int]:
+    """Be one rank of the job; the launch, whose row rank 0 makes, and this rank's index.
+
+    Every rank takes rank 0's word for what is "auto". A rank that fails ends this process, and the launch's folder tells the rest.
+    """
+    import torch.distributed as dist
+
+    from harness import agree, train
+    from harness.images import open_images
+
+    train.die_with_parent()
+    os.environ.update(GPU_ORDER)
+    train.meet(config)
+    asked = {f"--{name.replace('_', '-')}": getattr(config, name) for name in typed_alike()}
+    agree.must_agree({"the code": agree.code_digest()}, "install the same harness on every node")
+    agree.must_agree(asked, "give every rank the same flags")
+    images = open_images(config)
+    check_shape(config, len(images.train))
+    check_images(config, images)
+    agree.must_agree({"the data": images.dataset_id}, "give every node the same images by --data")
+    shared: list[Any] = [None]
+    launch = None
+    if dist.get_rank() == 0:
+        ranks_here = config.ranks // config.nodes
+        launch = folders.Launch.begin(config, images, table, folders.new_group_id(), 1, ranks_here)
+        shared = [launch.portable()]
+    dist.broadcast_object_list(shared, src=0)
+    launch = launch or folders.Launch(**shared[0])
+    end = train.be_a_rank(launch, images)
+    gather_ends(launch.folder, end)
+    return launch, dist.get_rank()
+
+
+def typed_alike() -> tuple[str, ...]:
+    """The fields that a person gives, which must be the same on all ranks; "auto" settings may differ with the machine."""
+    return tuple(
+        item.name for item in fields(RunConfig) if item.name not in (*names("setting"), "data", "exclude", "statistics")
+    )
+
+
+def gather_ends(folder: Path, end: dict[str, Any]) -> None:
+    """Rank 0 writes down what ranks saw whose file is not in its folder, for nodes may share no file system."""
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    ends: list[Any] | None = [None] * dist.get_world_size() if rank == 0 else None
+    dist.gather_object(end, ends, dst=0)
+    for other, left in enumerate(ends or []):
+        if not (folder / f"rank-{other}.json").exists():
+            folders.write_rank(folder, other, **left)
