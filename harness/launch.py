@@ -118,7 +118,7 @@ def why_ranks_failed(failures: dict[int, Any], run_folder: Path) -> str:
 
 
 def rank_order(left: dict[str, Any]) -> int:
-    """Whose end explains the job's: one with words of its own, then one without any, then one that lost the others."""
-    if LOST_THE_OTHERS in left["failure"]:
+    """Whose end explains the job's: one with words of its own, then one without any, then one that the others' end took along."""
+    if LOST_THE_OTHERS in left["failure"] or (left["trial"] is not None and left["trial"]["interrupted"]):
         return 2
     return 0 if left["failure"] or left["trial"] is not None else 1

@@ -106,6 +106,8 @@ def plan(config: RunConfig) -> str:
         if config.on_gpu
         else f"{config.cpus} CPU rank{'s' if config.ranks > 1 else ''}"
     )
+    if config.ranks > 1:
+        ranks += f" ({config.parallel})"
     length = next(
         f"{getattr(config, name):g} {word}"
         for name, word in (("steps", "timed steps"), ("timed_seconds", "timed seconds"), ("epochs", "epochs"))

@@ -26,7 +26,7 @@ HEADINGS = {
     "bound_by": "bound by",
 }
 # Rows that differ in these would look alike in the first columns.
-SHOWN_WHERE_THEY_DIFFER = ("model", "data", "augment", "pipeline")
+SHOWN_WHERE_THEY_DIFFER = ("parallel", "nodes", "model", "data", "augment", "pipeline")
 
 
 def table(paths: Sequence[Path | str]) -> str:
@@ -150,6 +150,14 @@ def limits(row: dict[str, str]) -> str:
     return f"bound by {row['bound_by'] or 'unknown'}; {figure(row['pct_of_model_alone'])} % of model alone, {figure(row['pct_of_limit'])} % of the limit of both"
 
 
+def exchange(row: dict[str, str]) -> str:
+    """How ranks share the network, what that has them send, and what of a step waits for it."""
+    nodes = f" on {row['nodes']} nodes" if row["nodes"] not in ("", "1") else ""
+    waits = f"; {figure(row['exposed_comm_pct'])} % of a step waits for it" if row["exposed_comm_pct"] else ""
+    sent = f"{figure(row['exchange_mib_per_step'])} MiB a step, {figure(row['exchange_kib_per_image'])} KiB an image"
+    return f"{row['parallel']}{nodes}: {sent}{waits}"
+
+
 def memory(row: dict[str, str]) -> str:
     gpu = figure(row["gpu_peak_allocated_gib"])
     on_gpu = f"{gpu} GiB of {figure(row['gpu_memory_gib'])} GiB GPU memory in torch, " if gpu != "-" else ""
@@ -187,6 +195,7 @@ def summary(row: dict[str, str], table: str) -> str:
         "on": where(row),
         "speed": speeds(row),
         "limit": limits(row),
+        **({"exchange": exchange(row)} if ranks_of(row) > 1 else {}),
         "step": f"{steps} ({row['timed_steps'] or 0} timed after {row['warmup_steps'] or 0} to warm up{'' if row['settled'] == 'true' else ', not settled'})",
         "memory": memory(row),
         "learning": learned,

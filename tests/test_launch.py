@@ -108,4 +108,6 @@ def test_the_ranks_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_plan_says_the_minutes_it_expects() -> None:
     config = RunConfig(gpus=2, timed_seconds=30.0, launches=3, recipe="throughput")
-    assert resolve.plan(config).endswith("on 2 GPUs, 128 images a rank, 30 timed seconds, 3 launches; about 5 minutes")
+    assert resolve.plan(config).endswith(
+        "on 2 GPUs (data), 128 images a rank, 30 timed seconds, 3 launches; about 5 minutes"
+    )
