@@ -1,8 +1,10 @@
-"""One rank of test_schemes.py, over gloo: a scheme held against the network in one process, which every rank computes too.
+"""The processes of test_schemes.py: the network in one process, and one rank of a scheme, over gloo, held against that.
 
-    torchrun ... tests/schemes_in_ranks.py SCHEME OUT MODE...    MODE: float64, float32 or compiled (float32)
+    python tests/schemes_in_ranks.py one RANKS FOLDER MODE...            MODE: float64, float32 or compiled (float32)
+    torchrun ... tests/schemes_in_ranks.py SCHEME RANKS FOLDER MODE...
 
-Leaves in OUT-<rank>.json, by mode, how far this rank's part is from one process: outputs, loss, gradients, trained weights.
+The first leaves in FOLDER what it computed on the images of RANKS ranks, the ranks how far they are from it: outputs, loss,
+gradients, and weights after ten steps.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -60,22 +63,26 @@ class Side:
         self.optimiser = torch.optim.SGD(rates, momentum=0.9, fused=True)
         self.update = training_step(self.wrapped, self.optimiser, RunConfig(), self.loss_divisor)
 
-    def gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, float, dict[str, Tensor]]:
-        """Logits, loss, and the gradients by name, of one step that is not taken."""
+    def run(self, images_per_step: int, dtype: torch.dtype, steps: int) -> dict[str, Any]:
+        """Logits, loss and gradients of a first step that is not taken, and the weights after so many that are."""
+        stream = batches(images_per_step, dtype)
+        found = self.first(*next(stream))
+        for _ in range(steps):
+            self.step(*next(stream))
+        return found | {"weights": {name: value.detach() for name, value in self.network.state_dict().items()}}
+
+    def first(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
         F.dropout = self.dropout
         logits = self.wrapped(images[self.rows])
         loss = F.cross_entropy(logits, labels[self.rows][: len(logits)])
         (loss / self.loss_divisor).backward()
         found = {name: parameter.grad.clone() for name, parameter in self.network.named_parameters()}
         self.optimiser.zero_grad()
-        return logits.detach(), float(loss.detach()), found
+        return {"logits": logits.detach(), "loss": float(loss.detach()), "gradients": found}
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         F.dropout = self.dropout
         self.update(Batch(images[self.rows], labels[self.rows], labels[self.rows]))
-
-    def weights(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
 
 def batches(images: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
@@ -102,55 +109,72 @@ def apart_together(found: dict[str, Tensor], whole: dict[str, Tensor], place: in
     return float(moved / norm)
 
 
-def compare(config: RunConfig, scheme: Scheme, mode: str) -> dict[str, float | None]:
-    dtype = torch.float64 if mode == "float64" else torch.float32
+def dtype_of(mode: str) -> torch.dtype:
+    return torch.float64 if mode == "float64" else torch.float32
+
+
+def create(mode: str, config: RunConfig, scheme: Scheme | None = None) -> nn.Module:
+    """The network, or a rank's part of it, from the same weights."""
     # A graph would be compiled anew for each of our dropout's choices.
     asked = {"num_classes": CLASSES, "init": "code2012", "dropout": 0.0 if mode == "compiled" else 0.5}
-    place = scheme.parts.rank if scheme.parts is not None else 0
     torch.manual_seed(1)
-    whole = models.create("alexnet", **asked).to(dtype)
-    torch.manual_seed(1)
-    if scheme.parts is None:
-        part = models.create("alexnet", **asked).to(dtype)
+    if scheme is None or scheme.parts is None:
+        network = models.create("alexnet", **asked)
     else:
-        part = models.create_part("alexnet", config.parallel, scheme.parts, **asked).to(dtype)
+        network = models.create_part("alexnet", config.parallel, scheme.parts, **asked)
+    return network.to(dtype_of(mode))
+
+
+def steps_of(mode: str) -> int:
+    return 1 if mode == "compiled" else STEPS
+
+
+def one_process(config: RunConfig, folder: Path, mode: str) -> None:
+    network = create(mode, config)
+    dropout = TORCHS_DROPOUT if mode == "compiled" else EqualDropout()
+    side = Side(network, network, slice(0, config.images_per_step), dropout, 1)
+    torch.save(
+        side.run(config.images_per_step, dtype_of(mode), steps_of(mode)), folder / f"one-{config.ranks}-{mode}.pt"
+    )
+
+
+def one_rank(config: RunConfig, scheme: Scheme, folder: Path, mode: str) -> dict[str, float | None]:
+    place = scheme.parts.rank if scheme.parts is not None else 0
+    network = create(mode, config, scheme)
     if mode == "compiled":
-        part.compile(fullgraph=True)
+        network.compile(fullgraph=True)
     first_row = scheme.shard * config.images_per_batch
     rows = slice(first_row, first_row + config.images_per_batch)
-    wrapped = scheme.wrapped(part, config, torch.device("cpu"))
-    dropouts = EqualDropout(0 if config.parallel == "hybrid" else first_row, place), EqualDropout()
-    if mode == "compiled":
-        dropouts = TORCHS_DROPOUT, TORCHS_DROPOUT
-    ours = Side(part, wrapped, rows, dropouts[0], scheme.loss_divisor)
-    one = Side(whole, whole, slice(0, config.images_per_step), dropouts[1], 1)
-
-    stream = batches(config.images_per_step, dtype)
-    images, labels = next(stream)
-    logits, loss, gradients = ours.gradients(images, labels)
-    one_logits, one_loss, one_gradients = one.gradients(images, labels)
-    expected = one_logits[rows]
-    for _ in range(STEPS if mode != "compiled" else 1):
-        images, labels = next(stream)
-        ours.step(images, labels)
-        one.step(images, labels)
+    equal = EqualDropout(0 if config.parallel == "hybrid" else first_row, place)
+    dropout = TORCHS_DROPOUT if mode == "compiled" else equal
+    wrapped = scheme.wrapped(network, config, torch.device("cpu"))
+    side = Side(network, wrapped, rows, dropout, scheme.loss_divisor)
+    found = side.run(config.images_per_step, dtype_of(mode), steps_of(mode))
+    one = torch.load(folder / f"one-{config.ranks}-{mode}.pt", mmap=True)
+    logits, expected = found["logits"], one["logits"][rows]
+    holds_logits = scheme.column == 0
     return {
-        "outputs": float((logits - expected).norm() / expected.norm()) if scheme.column == 0 else None,
-        "loss": loss if scheme.column == 0 else None,
-        "one_loss": one_loss,
-        "gradients": apart(gradients, one_gradients, place),
-        "trained": apart(ours.weights(), one.weights(), place),
-        "trained_together": apart_together(ours.weights(), one.weights(), place),
+        "outputs": float((logits - expected).norm() / expected.norm()) if holds_logits else None,
+        "loss": found["loss"] if holds_logits else None,
+        "one_loss": one["loss"],
+        "gradients": apart(found["gradients"], one["gradients"], place),
+        "trained": apart(found["weights"], one["weights"], place),
+        "trained_together": apart_together(found["weights"], one["weights"], place),
     }
 
 
-def main(parallel: str, out: str, *modes: str) -> None:
+def main(parallel: str, ranks: str, folder: str, *modes: str) -> None:
+    scheme_name = "data" if parallel == "one" else parallel
+    config = RunConfig(cpus=int(ranks), parallel=scheme_name, images_per_gpu=IMAGES_A_RANK, bucket_mib=25)
+    if parallel == "one":
+        for mode in modes:
+            one_process(config, Path(folder), mode)
+        return
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    config = RunConfig(cpus=dist.get_world_size(), parallel=parallel, images_per_gpu=IMAGES_A_RANK, bucket_mib=25)
     scheme = scheme_of(config, dist.get_rank())
-    found = {mode: compare(config, scheme, mode) for mode in modes}
-    Path(f"{out}-{dist.get_rank()}.json").write_text(json.dumps(found))
+    found = {mode: one_rank(config, scheme, Path(folder), mode) for mode in modes}
+    Path(folder, f"{parallel}-{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
