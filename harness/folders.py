@@ -184,6 +184,19 @@ def settle_unfinished(table: Path) -> list[str]:
     return said
 
 
+def how_it_ended(left: dict[int, dict[str, Any]], failure: str, phase: str) -> str:
+    """Why a job failed that ended without a row, by what its ranks left and the first words of failure among that."""
+    silent = [rank for rank, each in left.items() if not each["failure"] and each["trial"] is None]
+    if failure and (LOST_THE_OTHERS not in failure or not silent):
+        return failure
+    which = f"rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent))} left no word in its folder"
+    if failure:
+        return f"{failure} while {phase}; {which}"
+    if len(silent) < len(left) and all(each["trial"]["interrupted"] for each in left.values() if each["trial"]):
+        return f"the job was stopped while {phase}; {which}"
+    return f"the job ended without a word while {phase}: it was killed, or its machine stopped; {which}"
+
+
 def settle(table: Path, launch: Launch) -> list[str]:
     from filelock import Timeout
 
@@ -203,11 +216,10 @@ def settle(table: Path, launch: Launch) -> list[str]:
         if ranks and all(rank["interrupted"] for rank in ranks) and not any(rank["windows"] for rank in ranks):
             launch.discard()
             return []
-        if len(ranks) < launch.config.ranks and not first_failure(launch.folder, launch.config.ranks):
+        left = {n: read_rank(launch.folder, n) for n in range(launch.config.ranks)}
+        if len(ranks) < len(left):
             phase = PHASES[last_phase(launch.folder / "progress.jsonl")]
-            record["trial"]["failure"] = (
-                f"the job ended without a word while {phase}: it was killed, or its machine stopped"
-            )
+            record["trial"]["failure"] = how_it_ended(left, first_failure(launch.folder, len(left)), phase)
         row = launch.finish(table, record)
         return [f"{run_id}, which had ended without a row, is {row['status']}: {row['status_reason']}"]
     finally:

@@ -335,9 +335,15 @@ def attempt(work: Callable[[], None], signals: Signals) -> tuple[dict[str, Any],
         traceback.print_exc()
         first_line = (str(error).strip() or "no message").splitlines()[0]
         if isinstance(error, dist.DistError) or any(word in first_line for word in COLLECTIVES):
-            return {}, f"rank {dist.get_rank()} {folders.LOST_THE_OTHERS} ({first_line})", 1
+            return {}, f"rank {os.environ['RANK']} {folders.LOST_THE_OTHERS} ({first_words(error)})", 1
         return {}, f"{type(error).__name__}: {first_line}", 1
     return {}, "", 0
+
+
+def first_words(error: Exception) -> str:
+    """What an exception of a collective says first, without the place in torch's source that stands before it."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line.rpartition("] ")[2].split(". ")[0]
 
 
 def be_a_rank(launch: folders.Launch, images: ImageSet | None = None) -> dict[str, Any]:
@@ -406,9 +412,15 @@ def meet(config: RunConfig) -> Any:
                 f"rank {os.environ['RANK']} waited {config.heartbeat:g} s at {where} for the {os.environ['WORLD_SIZE']} ranks "
                 "of the job and they did not all come: start every one of them, or look whether that address can be reached"
             ) from None
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if config.on_gpu else "gloo", store=store, rank=rank, world_size=count
-        )
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if config.on_gpu else "gloo", store=store, rank=rank, world_size=count
+            )
+        except (dist.DistError, RuntimeError) as error:
+            raise AskedWrongly(
+                f"rank {rank} cannot connect to the other ranks ({first_words(error)}): look at GLOO_SOCKET_IFNAME and "
+                "NCCL_SOCKET_IFNAME, and whether the nodes reach each other on every port"
+            ) from None
         store_of_the_job.append(store)
     return store_of_the_job[0]
 

@@ -93,7 +93,7 @@ def decode_images_per_s() -> list[float]:
 def gloo_gb_per_s() -> list[float]:
     """Of AlexNet's gradients; around a ring of two, each process sends as many bytes as there are."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "harness.rates", folder]
+        command = [sys.executable, "-m", "harness.forecast.rates", folder]
         both = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
         codes = [process.wait() for process in both]
         if any(codes):
