@@ -37,6 +37,7 @@ from harness.checks import (
     step_config,
     two_ranks,
 )
+from harness.config import PARALLEL
 from models import block, lrn
 from pipelines import sources
 from pipelines.dataset import embedded
@@ -82,7 +83,14 @@ def checks(device: torch.device, split: Callable[[], Split]) -> list[Check]:
         ),
         *input_checks(device, split),
         Check("compiled step", "loss and gradients in float32 against eager ones", partial(compiled_step, device)),
-        Check("two ranks", "gradients in float32 against one process on all images", partial(two_ranks, device)),
+        *(
+            Check(
+                f"two ranks, {parallel}",
+                "gradients in float32 against one process on all images",
+                partial(two_ranks, device, parallel=parallel),
+            )
+            for parallel in PARALLEL
+        ),
         *speed_checks(device, "LRN", normalise),
         *speed_checks(device, "block", fused),
     ]

@@ -32,6 +32,7 @@ from harness.config import RunConfig
 from harness.recipes import settings
 from harness.schemes import scheme_of
 from models import lrn
+from models.shares import part_of
 from pipelines.sources.imageset import Split
 
 Operation = Callable[[Tensor], Tensor]
@@ -280,6 +281,15 @@ def gradients(net: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
     return [loss.detach(), *(parameter.grad for parameter in net.parameters() if parameter.grad is not None)]
 
 
+def gradients_by_name(net: nn.Module, images: Tensor, labels: Tensor, divisor: int = 1) -> dict[str, Tensor]:
+    """Of each parameter of a network, wrapped or not; of several columns the first alone has logits."""
+    net.zero_grad()
+    logits = net(images)
+    (F.cross_entropy(logits, labels[: len(logits)]) / divisor).backward()
+    named = {name.removeprefix("module."): parameter.grad for name, parameter in net.named_parameters()}
+    return {name: gradient for name, gradient in named.items() if gradient is not None}
+
+
 def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest distance of two tensors of the lists, as a share of the expected one's norm."""
     pairs = zip(found, expected, strict=True)
@@ -305,14 +315,16 @@ def compiled_step(device: torch.device, build: Build = network) -> Measured:
     return Measured(least_of_draws(distances), "of the norm", STEP_BOUND)
 
 
-def two_ranks(device: torch.device, build: Build = network, timeout_s: float = RANKS_TIMEOUT_S) -> Measured:
-    """Gradients of a data-parallel step of two ranks, an image each, against those of one process on both images."""
+def two_ranks(
+    device: torch.device, build: Build = network, timeout_s: float = RANKS_TIMEOUT_S, parallel: str = "data"
+) -> Measured:
+    """Gradients of a step that two ranks share, against those of one process on all images."""
     if device.type == "cuda" and torch.cuda.device_count() < RANKS:
         raise NotRun(f"needs {RANKS} GPUs")
     # It would announce in the middle of the table that it ends the other rank of one that failed.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        started = spawn(rank_main, (device.type, build, timeout_s, folder), RANKS, join=False, daemon=True)
+        started = spawn(rank_main, (device.type, build, timeout_s, folder, parallel), RANKS, join=False, daemon=True)
         try:
             deadline_s = time.monotonic() + timeout_s
             while not started.join(timeout=0.2):
@@ -326,7 +338,7 @@ def two_ranks(device: torch.device, build: Build = network, timeout_s: float = R
     return Measured(worst, "of the norm", STEP_BOUND)
 
 
-def rank_main(index: int, kind: str, build: Build, timeout_s: float, folder: str) -> None:
+def rank_main(index: int, kind: str, build: Build, timeout_s: float, folder: str, parallel: str) -> None:
     """Be one rank; leave in `folder` how far its gradients are from those of all images in one process."""
     device = torch.device(f"cuda:{index}" if kind == "cuda" else "cpu")
     # What a rank prints would tear the table; its exception is handed on.
@@ -342,14 +354,17 @@ def rank_main(index: int, kind: str, build: Build, timeout_s: float, folder: str
         world_size=RANKS,
         timeout=timedelta(seconds=timeout_s),
     )
-    config = step_config(device, ranks=RANKS, compile="off")
+    config = step_config(device, ranks=RANKS, compile="off", parallel=parallel)
     together = build(config, workload.Rank(index, RANKS, device))
     alone = build(step_config(device, compile="off"), workload.Rank(0, 1, device))
-    mine = slice(index, IMAGES, RANKS)
+    # Two columns see the same images; otherwise each rank has its own, and where gradients are summed its loss is half the job's.
+    mine = slice(None) if parallel == "columns" else slice(index, IMAGES, RANKS)
+    divisor = RANKS if parallel == "hybrid" else 1
 
     def distance(images: Tensor, labels: Tensor) -> float:
-        # The loss of a rank is its own images', the gradients are the job's.
-        return apart(gradients(together, images[mine], labels[mine])[1:], gradients(alone, images, labels)[1:])
+        ours = gradients_by_name(together, images[mine], labels[mine], divisor)
+        expected = part_of(gradients_by_name(alone, images, labels), ours, index)
+        return apart(list(ours.values()), list(expected.values()))
 
     def agreed(within: bool) -> bool:
         word = torch.tensor(within, dtype=torch.float32, device=device)

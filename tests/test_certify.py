@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from harness import certify, checks
 from harness.certify import Check
 from harness.checks import Measured, NotRun
+from harness.config import PARALLEL
 from models import block, lrn
 from pipelines.dataset.embedded import open_embedded_set
 
@@ -162,8 +163,9 @@ def test_a_compiled_step_agrees_with_the_eager_one_and_one_that_does_not_is_seen
     assert found.worst == pytest.approx(0.001, rel=0.1)
 
 
-def test_two_ranks_have_the_gradients_of_one_process_on_all_images() -> None:
-    assert checks.two_ranks(CPU, timeout_s=PATIENCE_S).verdict == "ok"
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_two_ranks_have_the_gradients_of_one_process_on_all_images(parallel: str) -> None:
+    assert checks.two_ranks(CPU, timeout_s=PATIENCE_S, parallel=parallel).verdict == "ok"
 
 
 def test_ranks_that_do_not_communicate_are_seen() -> None:
@@ -279,7 +281,9 @@ def test_every_check_of_the_issue_is_in_the_table_and_those_of_a_gpu_are_not_run
         "block forward",
         "block backward",
         "compiled",
-        "two ranks",
+        "two ranks, data",
+        "two ranks, columns",
+        "two ranks, hybrid",
     ):
         assert any(name.startswith(start) for name in names), start
     decodings = [check for check in listed if check.name.startswith("DALI")]

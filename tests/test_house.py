@@ -38,7 +38,7 @@ MAY_IMPORT = {
     },
     "data": {"environment", "progress", "config"},
     "forecast": {"results", "rows", "summary", "environment", "config"},
-    "certify": {"checks", "doctor", "environment"},
+    "certify": {"checks", "doctor", "environment", "config"},
     "checks": {"resolve", "workload", "schemes", "environment", "recipes", "config"},
     "doctor": {"environment"},
     "join": {"train", "agree", "folders", "launch", "resolve", "images", "config"},
