@@ -218,20 +218,20 @@ def run_run(arguments: argparse.Namespace) -> int:
         configs[0], environment.machine(most_gpus if configs[0].on_gpu else 0, ".")
     )
     if job is not None:
-        return run_in_job(configs[0], table, quiet=arguments.quiet)
+        return run_in_job(asked[0], configs[0], table, quiet=arguments.quiet)
     results.check_table(table)
     settle_unfinished(table)
     return run_groups(configs, table, quiet=arguments.quiet)
 
 
-def run_in_job(config: RunConfig, table: Path, *, quiet: bool) -> int:
+def run_in_job(asked: RunConfig, config: RunConfig, table: Path, *, quiet: bool) -> int:
     """This process as one rank of a job; rank 0 writes the row."""
     from harness import join, results
 
     if os.environ["RANK"] == "0":
         results.check_table(table)
         settle_unfinished(table)
-    launch, rank = join.join(config, table)
+    launch, rank = join.join(asked, config, table)
     return finish(launch, table, 0, quiet=quiet) if rank == 0 else 0
 
 

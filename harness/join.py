@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import folders
-from harness.config import AskedWrongly, RunConfig, names
+from harness.config import AskedWrongly, RunConfig
 from harness.launch import GPU_ORDER
 from harness.resolve import check_images, check_shape
 
@@ -49,10 +52,10 @@ def as_the_job(config: RunConfig, job: Job, gpus: int) -> RunConfig:
     return config.with_(nodes=job.nodes)
 
 
-def join(config: RunConfig, table: Path) -> tuple[folders.Launch, int]:
+def join(asked: RunConfig, config: RunConfig, table: Path) -> tuple[folders.Launch, int]:
     """Be one rank of the job; the launch, whose row rank 0 makes, and this rank's index.
 
-    Every rank takes rank 0's word for what is "auto". A rank that fails ends this process, and the launch's folder tells the rest.
+    Every rank must have `asked` the same; what is "auto" there is rank 0's `config` for all. A rank that fails ends this process, and the launch's folder tells the rest.
     """
     import torch.distributed as dist
 
@@ -61,10 +64,10 @@ def join(config: RunConfig, table: Path) -> tuple[folders.Launch, int]:
 
     train.die_with_parent()
     os.environ.update(GPU_ORDER)
+    await_host(config.heartbeat)
     train.meet(config)
-    asked = {f"--{name.replace('_', '-')}": getattr(config, name) for name in typed_alike()}
     agree.must_agree({"the code": agree.code_digest()}, "install the same harness on every node")
-    agree.must_agree(asked, "give every rank the same flags")
+    agree.must_agree(flags(asked), "give every rank the same flags")
     images = open_images(config)
     check_shape(config, len(images.train))
     check_images(config, images)
@@ -82,11 +85,25 @@ def join(config: RunConfig, table: Path) -> tuple[folders.Launch, int]:
     return launch, dist.get_rank()
 
 
-def typed_alike() -> tuple[str, ...]:
-    """The fields that a person gives, which must be the same on all ranks; "auto" settings may differ with the machine."""
-    return tuple(
-        item.name for item in fields(RunConfig) if item.name not in (*names("setting"), "data", "exclude", "statistics")
-    )
+def await_host(patience_s: float) -> None:
+    """AskedWrongly where nobody listens at the job's address in time; torch's own attempt writes pages into the output."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    end_s = time.monotonic() + patience_s
+    while os.environ["RANK"] != "0":
+        with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=patience_s):
+            return
+        if time.monotonic() > end_s:
+            raise AskedWrongly(
+                f"rank {os.environ['RANK']} waited {patience_s:g} s at {address}:{port} and nobody answered: start rank 0, "
+                "or look whether that address can be reached"
+            )
+        time.sleep(0.1)
+
+
+def flags(asked: RunConfig) -> dict[str, Any]:
+    """What was asked, flag by flag, but for the paths, which may be others on each node: what lies there is compared."""
+    names = (item.name for item in fields(RunConfig) if item.name not in ("data", "exclude", "statistics"))
+    return {f"--{name.replace('_', '-')}": getattr(asked, name) for name in names}
 
 
 def gather_ends(folder: Path, end: dict[str, Any]) -> None:
