@@ -213,10 +213,11 @@ def settle(table: Path, launch: Launch) -> list[str]:
             return []
         record = launch.record() if not (launch.folder / "trial.json").exists() else results.read_record(launch.folder)
         ranks = record["trial"]["ranks"]
-        if ranks and all(rank["interrupted"] for rank in ranks) and not any(rank["windows"] for rank in ranks):
+        left = {n: read_rank(launch.folder, n) for n in range(launch.config.ranks)}
+        # A rank that left no trial was not asked to stop: the others were, because it had died.
+        if len(ranks) == len(left) and all(r["interrupted"] and not r["windows"] for r in ranks):
             launch.discard()
             return []
-        left = {n: read_rank(launch.folder, n) for n in range(launch.config.ranks)}
         if len(ranks) < len(left):
             phase = PHASES[last_phase(launch.folder / "progress.jsonl")]
             record["trial"]["failure"] = how_it_ended(left, first_failure(launch.folder, len(left)), phase)

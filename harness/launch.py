@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from harness.progress import PHASES, Display, last_phase
 PORT_TRIES = 3
 # A rank that is asked to stop ends its step and writes what it has; one stuck for longer is killed.
 SHUTDOWN_S = 25
+ORPHANS_S = 5.0
 # NVML numbers GPUs by their bus and CUDA by their speed: without this a row may name a card that did not run.
 GPU_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -60,7 +63,7 @@ def run_agent(config: RunConfig, run_folder: Path, attempt: int) -> tuple[str, i
     # The agent puts in handlers of its own and leaves them.
     handlers = {number: signal.getsignal(number) for number in AGENT_SIGNALS}
     try:
-        with rank_environment(config):
+        with rank_environment(config), without_orphans():
             elastic_launch(job, sys.executable)("-m", "harness.train", str(run_folder))
     except SignalException as stopped:
         return "", int(stopped.sigval)
@@ -72,6 +75,35 @@ def run_agent(config: RunConfig, run_folder: Path, attempt: int) -> tuple[str, i
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return "", 0
+
+
+@contextlib.contextmanager
+def without_orphans() -> Iterator[None]:
+    """Nothing that the body has started is left after it: the compilers of a rank that was killed become ours, and end."""
+    ours = set(started_processes())
+    pr_set_child_subreaper, libc = 36, ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None:
+        libc.prctl(pr_set_child_subreaper, 1)
+    try:
+        yield
+    finally:
+        end_s = time.monotonic() + ORPHANS_S
+        while (left := set(started_processes()) - ours) and time.monotonic() < end_s:
+            for process in left:
+                # What it has started becomes ours in turn.
+                with contextlib.suppress(OSError):
+                    os.kill(process, signal.SIGKILL)
+                    os.waitpid(process, os.WNOHANG)
+            time.sleep(0.02)
+
+
+def started_processes() -> list[int]:
+    """The children of this process; none where /proc does not tell."""
+    found: list[int] = []
+    for listing in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, listing.read_text().split())
+    return found
 
 
 @contextlib.contextmanager

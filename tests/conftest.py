@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from runs import Started, draw_pictures, run_words
 
 # One rank's threads, as on the machines that the project promises to be tested on.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -47,3 +50,24 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def root(tmp_path: Path) -> Path:
     """Where a test may lay a set."""
     return tmp_path / "set"
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few images in class folders; nothing may change them."""
+    return draw_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def start(pictures: Path, tmp_path: Path) -> Iterator[Callable[..., Started]]:
+    """Starts a run with a table of this test's; whatever is left of it ends with the test."""
+    begun: list[Started] = []
+
+    def begin(*words: str, by: tuple[str, ...] = (), data: Path = pictures, **named: Any) -> Started:
+        table = tmp_path / "table.csv"
+        begun.append(Started(table, *by, *run_words(data, table, *words), **named))
+        return begun[-1]
+
+    yield begin
+    for each in begun:
+        each.clear_away()
