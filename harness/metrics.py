@@ -186,7 +186,7 @@ def exposed_comm_pct(trial: Trial) -> float | None:
 def exchange_mib_per_step(trial: Trial) -> float | None:
     """What all ranks together send each other in a training step."""
     sent = [rank.sent_bytes_per_step for rank in trial.ranks if rank.sent_bytes_per_step is not None]
-    return sum(sent) / MIB if sent and len(sent) == len(trial.ranks) else None
+    return sum(sent) / MIB if sent and len(sent) == trial.ranks_asked else None
 
 
 def exchange_kib_per_image(trial: Trial) -> float | None:

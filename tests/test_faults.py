@@ -10,25 +10,33 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import SCHEMES, Started, finished, rows, run_words, verified, wait_for
+from runs import SCHEMES, Started, rows, run_words, verified, wait_for
 
 ENDS_WITHIN_S = 40
 SHORT = ("--steps", "3")
 pytestmark = pytest.mark.faults
 
 
+def has_begun(run: Started) -> bool:
+    return wait_for(lambda: run.rank(0) is not None and run.rank(1) is not None, 120)
+
+
 @pytest.fixture(scope="module")
-def whole_s(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, ...]], float]:
-    """Seconds of a run with these words that nobody disturbs and whose network has been compiled before."""
+def ranks_live_s(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, ...]], float]:
+    """Seconds that the ranks of a run with these words live where nobody disturbs them and the network has been compiled before."""
     known: dict[tuple[str, ...], float] = {}
 
     def seconds(words: tuple[str, ...]) -> float:
         for _ in range(0 if words in known else 1 + ("on" in words)):
-            begun_s = time.monotonic()
             table = tmp_path_factory.mktemp("whole") / "table.csv"
-            done = finished(*run_words(pictures, table, *words))
-            assert done.returncode == 0, done.stderr
-            known[words] = time.monotonic() - begun_s
+            run = Started(table, *run_words(pictures, table, *words))
+            try:
+                assert has_begun(run)
+                born_s = time.monotonic()
+                assert run.ends_with(240)[0] == 0, run.output.read_text()
+                known[words] = time.monotonic() - born_s
+            finally:
+                run.clear_away()
         return known[words]
 
     return seconds
@@ -36,13 +44,13 @@ def whole_s(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_rank_killed_at_any_moment_ends_the_job_and_leaves_nothing(
-    start: Callable[..., Started], whole_s: Callable[[tuple[str, ...]], float], seed: int
+    start: Callable[..., Started], ranks_live_s: Callable[[tuple[str, ...]], float], seed: int
 ) -> None:
     draw = random.Random(seed)
     words = (*SCHEMES[draw.choice(list(SCHEMES))], "--compile", draw.choice(("on", "off")), *SHORT)
-    index, delay_s = draw.randrange(2), draw.random() * whole_s(words)
+    index, delay_s = draw.randrange(2), draw.random() * ranks_live_s(words)
     run = start(*words)
-    assert wait_for(lambda: run.rank(index) is not None, 120), run.output.read_text()
+    assert has_begun(run), run.output.read_text()
     time.sleep(delay_s)
     victim = run.rank(index)
     if victim is not None:

@@ -153,6 +153,12 @@ def test_two_columns_of_one_network_are_one_stream_of_images():
     assert METRICS["exchange_kib_per_image"](TWO_COLUMNS) == 64
 
 
+def test_a_job_of_which_one_column_died_is_told_without_a_traceback():
+    left = trial_of(COLUMN, ranks_asked=2, failure="rank 0 ended by SIGKILL while compiling")
+    told = {name: metric(left) for name, metric in METRICS.items()}
+    assert (told["status"], told["exchange_mib_per_step"], told["images_per_s"]) == ("failed", None, None)
+
+
 def test_columns_that_received_different_images_are_not_believed():
     assert not [doubt for doubt in metrics.doubts(TWO_COLUMNS) if "the scheme" in doubt]
     strange = dataclasses.replace(COLUMN, indices_digest="another")

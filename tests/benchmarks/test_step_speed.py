@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import models
-from harness.launch import cpu_multiplies_bf16
+from harness.resolve import cpu_multiplies_bf16
 from models.alexnet import multiply_adds
 
 CUDA = torch.cuda.is_available()
