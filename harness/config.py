@@ -62,7 +62,7 @@ def asked(kind: str, text: str, default: Any, *, parse: Callable[[str], Any] = s
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One group of launches as asked for. None is "auto" until `harness.launch` resolves it for this machine.
+    """One group of launches as asked for. None is "auto" until `harness.resolve` resolves it for this machine.
 
     Nothing here says where to print or write: that changes no number.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import shutil
 from dataclasses import asdict, dataclass, field, fields
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import environment, results
-from harness.config import RunConfig
+from harness.config import AskedWrongly, RunConfig
 from harness.progress import PHASES, last_phase
 from harness.rows import SCHEMA_VERSION, row_of
 from harness.trial import RankTrial, Trial, from_json
@@ -63,7 +64,11 @@ class Launch:
         }
         launch = cls(results.run_folder(table, run_id), config, number == 1, told)
         launch.folder.mkdir(parents=True)
-        launch.hold()
+        try:
+            launch.hold()
+        except NotImplementedError:
+            launch.discard()
+            raise AskedWrongly(f"{table.parent} is on a file system without locks: give another --table") from None
         asked = {item.name: getattr(config, item.name) for item in fields(config)}
         running = {"table": table.name, "config": asked, "limits": launch.limits, "told": told}
         results.write_whole(launch.folder / RUNNING, json.dumps(running))
@@ -94,7 +99,9 @@ class Launch:
     def let_go(self) -> None:
         while self.held:
             self.held.pop().release()
-        (self.folder / LOCK).unlink(missing_ok=True)
+        if not (self.folder / RUNNING).exists():
+            # While there is something to settle, all who would must meet at one file.
+            (self.folder / LOCK).unlink(missing_ok=True)
 
     def record(self, failure: str = "", *, stopped: bool = False) -> dict[str, Any]:
         """Everything a row is told from; `rows.row_of` says how."""
@@ -179,8 +186,13 @@ def settle_unfinished(table: Path) -> list[str]:
     said = []
     for running in sorted(results.run_folder(table, "").glob(f"*/{RUNNING}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if json.loads(running.read_text())["table"] == table.name:
+            beside = table.parent / json.loads(running.read_text())["table"]
+            if os.path.realpath(beside) != os.path.realpath(table):
+                continue
+            try:
                 said += settle(table, Launch.read(running.parent))
+            except AskedWrongly as error:
+                said.append(f"{running.parent.name} ended without a row, and none can be made of it: {error}")
     return said
 
 

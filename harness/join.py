@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from harness import folders
 from harness.config import AskedWrongly, RunConfig
 from harness.launch import GPU_ORDER
 from harness.resolve import check_images, check_shape
+from pipelines import DataError
+from pipelines.sources.imageset import ImageSet
 
 
 class Job(NamedTuple):
@@ -35,6 +38,11 @@ def inside_a_job() -> Job | None:
 
 def as_the_job(config: RunConfig, job: Job, gpus: int) -> RunConfig:
     """The config with the job's ranks and nodes, of the kind asked for or else GPUs where each rank has one."""
+    if 0 < gpus < job.ranks_here and config.cpus is None:
+        raise AskedWrongly(
+            f"{job.ranks_here} ranks run here and each sees {gpus} GPU{'s' * (gpus > 1)}: let every task see all of its node's "
+            f"(Slurm: --gpus-per-node, not --gpus-per-task), or give --cpus {job.ranks}"
+        )
     if config.gpus is None and config.cpus is None:
         kind = "gpus" if gpus >= job.ranks_here else "cpus"
         config = config.with_(**{kind: job.ranks})
@@ -68,21 +76,41 @@ def join(asked: RunConfig, config: RunConfig, table: Path) -> tuple[folders.Laun
     train.meet(config)
     agree.must_agree({"the code": agree.code_digest()}, "install the same harness on every node")
     agree.must_agree(flags(asked), "give every rank the same flags")
-    images = open_images(config)
+    images: ImageSet = together(lambda: open_images(config))
+    agree.must_agree({"the data": images.dataset_id}, "give every node the same images by --data")
     check_shape(config, len(images.train))
     check_images(config, images)
-    agree.must_agree({"the data": images.dataset_id}, "give every node the same images by --data")
-    shared: list[Any] = [None]
-    launch = None
-    if dist.get_rank() == 0:
+    rank = dist.get_rank()
+
+    def begin() -> folders.Launch | None:
         ranks_here = config.ranks // config.nodes
-        launch = folders.Launch.begin(config, images, table, folders.new_group_id(), 1, ranks_here)
-        shared = [launch.portable()]
+        return folders.Launch.begin(config, images, table, folders.new_group_id(), 1, ranks_here) if rank == 0 else None
+
+    launch = together(begin)
+    shared: list[Any] = [launch.portable() if launch else None]
     dist.broadcast_object_list(shared, src=0)
     launch = launch or folders.Launch(**shared[0])
     end = train.be_a_rank(launch, images)
     gather_ends(launch.folder, end)
-    return launch, dist.get_rank()
+    dist.destroy_process_group()
+    return launch, rank
+
+
+def together(work: Callable[[], Any]) -> Any:
+    """What `work` gives; AskedWrongly on every rank where one of them cannot do it, in the words of the first such."""
+    from harness import agree
+
+    done, said = None, ""
+    try:
+        done = work()
+    except (AskedWrongly, DataError) as error:
+        said = str(error)
+    except OSError as error:
+        said = f"{error.filename or 'a file'} cannot be read or written ({error.strerror})"
+    for rank, words in enumerate(agree.everyones(said)):
+        if words:
+            raise AskedWrongly(f"rank {rank}: {words}")
+    return done
 
 
 def await_host(patience_s: float) -> None:

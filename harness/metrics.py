@@ -72,7 +72,7 @@ def images_counted(trial: Trial) -> int | None:
     """Images that reached the ranks in the windows; ranks that received the same images count once."""
     if not trial.ranks:
         return None
-    return sum({rank.indices_digest: rank.indices_count for rank in trial.ranks}.values())
+    return sum({rank.indices_digest: rank.indices_count for rank in one_a_shard(trial)}.values())
 
 
 def timed_s(trial: Trial, windows: int | None = None) -> float | None:

@@ -29,7 +29,7 @@ from torch.distributed.rendezvous import rendezvous
 from harness import ceilings, folders, metrics
 from harness.agree import Ranks, clock_ahead_s, must_agree, must_see_the_same
 from harness.config import AskedWrongly, RunConfig
-from harness.heartbeat import Heartbeat
+from harness.heartbeat import Heartbeat, Place
 from harness.images import open_images
 from harness.measure import Interrupted, NewestLoss, Recording, TimedWindow, Workload, synchronise, untimed_steps
 from harness.progress import Teller
@@ -63,7 +63,7 @@ class Seen:
     alone: dict[str, Alone] = field(default_factory=dict)
     heartbeat: Heartbeat | None = None
 
-    def beat(self, place: Any) -> None:
+    def beat(self, place: Place) -> None:
         if self.heartbeat is not None:
             self.heartbeat.beat(place)
 
@@ -206,12 +206,12 @@ def train_timed(
         evaluate(built, seen, teller)
 
 
-def watched(workload: Workload, seen: Seen) -> Workload:
+def watched(workload: Workload, seen: Seen, waiting: Place = "waiting for a batch") -> Workload:
     """The workload, which tells the heartbeat before each batch and each step."""
 
     def batches() -> Iterator[Any]:
         while True:
-            seen.beat("waiting for a batch")
+            seen.beat(waiting)
             yield next(workload.batches)
 
     def step(batch: Any) -> tuple[Tensor, Tensor]:
@@ -246,7 +246,7 @@ def note_peaks(device: torch.device, seen: Seen) -> None:
 
 def measure_alone(config: RunConfig, built: Built, seen: Seen, ranks: Ranks, teller: Teller, step_s: float) -> None:
     """Input alone and model alone (and without communication), with the ranks side by side as in training."""
-    workload = built.workload
+    workload = watched(built.workload, seen, "measuring the parts alone")
     batch = next(workload.batches)
     resident = type(batch)(*(part.clone() for part in batch))
     assert config.prefetch is not None
@@ -258,9 +258,14 @@ def measure_alone(config: RunConfig, built: Built, seen: Seen, ranks: Ranks, tel
     steps = max(ALONE_STEPS_MIN, math.ceil(ALONE_S / step_s))
     for part in ("model", "no_comm") if ranks.count > 1 else ("model",):
         teller.tell(part)
-        ranks.wait_for_all()
         silenced = built.without_communication() if part == "no_comm" else contextlib.nullcontext()
         with silenced:
+            if part == "no_comm":
+                # What parts of a network exchange is in their graph, which is compiled once more without it, each rank for itself.
+                seen.beat("compiling")
+                built.workload.step(resident)
+                synchronise(workload.device)
+            ranks.wait_for_all()
             seen.alone[part] = ceilings.model_alone(workload, resident, steps, partial(tell_step, teller, part, steps))
 
 
@@ -287,13 +292,14 @@ def run(
     try:
         teller.tell("compile")
         first_step(config, built, seen)
-        built.workload = watched(built.workload, seen)
+        unwatched, built.workload = built.workload, watched(built.workload, seen)
         step_s = settle(built.workload, config.images_per_step, seen, ranks, teller)
         total = steps_to_time(config, step_s, len(built.train_split), seen.warmup_steps)
         train_timed(config, built, seen, ranks, teller, signals, total)
         seen.facts["parameter_change_max"] = largest_changes(before, parameter_samples(built.network))
         if limits:
             # What was trained stands though a resident batch more may not fit. With more ranks the others would wait.
+            built.workload = unwatched
             with contextlib.suppress(*((torch.cuda.OutOfMemoryError,) if rank.count == 1 else ())):
                 measure_alone(config, built, seen, ranks, teller, step_s)
         teller.tell("done")

@@ -130,9 +130,28 @@ def test_a_job_says_how_many_ranks_and_nodes_there_are(monkeypatch: pytest.Monke
 
 
 def test_ranks_are_gpus_where_each_has_one_and_else_cpus() -> None:
-    on_gpu, on_cpu = (join.as_the_job(RunConfig(), JOB, gpus=gpus) for gpus in (2, 1))
+    on_gpu, on_cpu = (join.as_the_job(RunConfig(), JOB, gpus=gpus) for gpus in (2, 0))
     assert (on_gpu.gpus, on_gpu.cpus, on_gpu.nodes) == (4, None, 2)
     assert (on_cpu.gpus, on_cpu.cpus, on_cpu.nodes) == (None, 4, 2)
+
+
+def test_tasks_that_see_a_gpu_each_are_not_taken_for_cpus() -> None:
+    with pytest.raises(AskedWrongly, match=r"2 ranks run here and each sees 1 GPU: .*or give --cpus 4"):
+        join.as_the_job(RunConfig(), JOB, gpus=1)
+    assert join.as_the_job(RunConfig(cpus=4), JOB, gpus=1).cpus == 4
+
+
+def test_a_leftover_that_cannot_be_read_is_told_and_blocks_nothing(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    (unfinished(table) / "trial.json").write_text("{")
+    (said,) = folders.settle_unfinished(table)
+    assert said.startswith("run-1 ended without a row, and none can be made of it: the record")
+
+
+def test_a_table_behind_a_link_is_the_same_table(tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to(tmp_path / "table.csv")
+    unfinished(tmp_path / "link.csv")
+    assert len(folders.settle_unfinished(tmp_path / "table.csv")) == 1
 
 
 @pytest.mark.parametrize(

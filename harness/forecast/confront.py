@@ -1,4 +1,4 @@
-"""What real rows say, beside what `harness.roofline` says of them."""
+"""What real rows say, beside what `harness.forecast.roofline` says of them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def is_like(row: dict[str, str], device: Device, scheme: str, ranks: int, images
 
 
 def route_of(row: dict[str, str], device: Device) -> str:
-    """How the row's images came in, as `harness.roofline.ROUTES` names it."""
+    """How the row's images came in, as `harness.forecast.roofline.ROUTES` names it."""
     form = {"prepared-jpeg": "prepared JPEG", "prepared-raw": "prepared raw"}.get(row["source_form"], "original JPEG")
     if form == "prepared raw":
         return form
@@ -83,6 +83,8 @@ def unpredictable(row: dict[str, str]) -> str:
         return f"only AlexNet is predicted and it trained {row['model'] or 'a model of unknown name'}"
     if row["pipeline"] not in ("dali", "synthetic"):
         return f"--pipeline {row['pipeline']} is not predicted"
+    if row["nodes"] not in ("", "1"):
+        return f"it ran on {row['nodes']} machines, and rows of one are predicted"
     if scheme_of(row) not in SCHEMES:
         return f"--parallel {row['parallel']} is not predicted"
     if scheme_of(row) == "columns" and ranks_of(row) % 2:

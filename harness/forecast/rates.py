@@ -22,7 +22,7 @@ DECODED_IMAGES = 64
 
 
 def measure() -> str:
-    """Low, middle and high of every rate, as the entry of `harness.cards` holds them; AskedWrongly where it cannot be."""
+    """Low, middle and high of every rate, as the entry of `harness.forecast.cards` holds them; AskedWrongly where it cannot be."""
     try:
         import nvidia.dali  # noqa: F401
         import torch  # noqa: F401

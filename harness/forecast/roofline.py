@@ -1,7 +1,7 @@
 """What AlexNet's training should cost on a device that nobody has run it on: figures in, intervals out.
 
 A roofline by layer: each takes the longer of its arithmetic and its bytes; what lies between layers, the optimiser and
-the gaps between kernels come on top. Nothing here is measured; `harness.confront` holds it to rows that are.
+the gaps between kernels come on top. Nothing here is measured; `harness.forecast.confront` holds it to rows that are.
 """
 
 from __future__ import annotations
