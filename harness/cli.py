@@ -231,7 +231,12 @@ def run_in_job(asked: RunConfig, config: RunConfig, table: Path, *, quiet: bool)
     if os.environ["RANK"] == "0":
         results.check_table(table)
         settle_unfinished(table)
-    launch, rank = join.join(asked, config, table)
+    try:
+        launch, rank = join.join(asked, config, table)
+    except (AskedWrongly, DataError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        # As Python ends, threads of the job's store and of gloo may abort the process, and its status would be theirs.
+        os._exit(2)
     return finish(launch, table, 0, quiet=quiet) if rank == 0 else 0
 
 
