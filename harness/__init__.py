@@ -6,10 +6,12 @@ argv -> RunConfig -> [each rank] Workload -> Trial -> row  -> results/<machine>.
 cli.py          the commands, thin
 config.py       RunConfig: what was asked; recipes.py: named settings, as data
 images.py       which images that means
+run.py          the command `run`, from what was asked to its rows
 resolve.py      what "auto" becomes on this machine, and what cannot be done
 folders.py      a launch from its folder to its row, also when it ended without a word
 launch.py       one process a rank, under torch elastic; join.py: one rank of torchrun's job; progress.py shows them at work
-train.py        one rank's run: compile, settle, timed windows, evaluations, the parts alone
+rank.py         one rank's process, from meeting the others to what it leaves
+train.py        its run: compile, settle, timed windows, evaluations, the parts alone
 agree.py        what ranks must agree on; heartbeat.py: which of them hangs
 workload.py     RunConfig + rank -> Workload; the only file that builds models and pipelines
 schemes.py      how ranks share a step: by images, by columns, or by both

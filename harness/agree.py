@@ -34,10 +34,10 @@ class Ranks:
         self.agree(0)
 
 
-def everyones(word: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+def everyones(word: Any) -> list[Any]:
     """Every rank's `word`, in the ranks' order."""
-    words: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(words, word, group=group)
+    words: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(words, word)
     return words
 
 

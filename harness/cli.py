@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import models
 import pipelines
@@ -20,9 +19,6 @@ from harness.data import add_data
 from harness.forecast import add_predict
 from harness.recipes import LENGTHS, RECIPES, settings
 from pipelines import DataError
-
-if TYPE_CHECKING:
-    from harness.folders import Launch
 
 CHOICES: dict[str, Sequence[Any]] = {
     "model": tuple(models.MODELS),
@@ -162,167 +158,12 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
     return [RunConfig(**asked, **({kind: number} if number else {})) for number in gpus or cpus or (None,)]
 
 
-def default_table(config: RunConfig, machine: dict[str, Any]) -> Path:
-    """results/<the accelerator, or the CPU and its cores>.csv under the current folder."""
-    name = machine.get("gpu_name") or f"{machine['cpu_name'] or 'cpu'} {machine['cpu_cores_usable']} cores"
-    return Path("results") / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".csv")
-
-
-def check_block(config: RunConfig, compiler: bool) -> None:
-    """AskedWrongly where the fused block was asked of a network or a machine that cannot have it."""
-    if config.block != "fused":
-        return
-    if not models.can_fuse(config.model):
-        raise AskedWrongly(
-            f"--block fused was asked and {config.model} has no ReLU, LRN and 3/2 max-pool in this order: leave --block out"
-        )
-    if not (config.on_gpu or compiler):
-        raise AskedWrongly(
-            "--block fused was asked and on a CPU it needs a C++ compiler: `apt-get install g++`, or --block plain"
-        )
-
-
 def run_run(arguments: argparse.Namespace) -> int:
-    from harness import environment, join, resolve, results
+    from harness.run import run
 
-    cores, gpus = environment.cpu_cores_usable(), environment.visible_gpus()
-    compiler = environment.cpp_compiler().found is not None
-    asked, job = configs_of(arguments), join.inside_a_job()
-    if job is not None:
-        if len(asked) > 1 or getattr(arguments, "launches", 1) > 1:
-            raise AskedWrongly(
-                "inside torchrun's job one launch of one group runs: leave --launches and lists of ranks out"
-            )
-        asked = [join.as_the_job(asked[0].with_(launches=1), job, gpus)]
-    elif asked[0].nodes > 1:
-        raise AskedWrongly(
-            f"--nodes {asked[0].nodes} was asked and this is one: start a rank a GPU by torchrun on each"
-        )
-    configs = [
-        resolve.resolve(config, cores, gpus, fusible=models.can_fuse(config.model), compiler=compiler)
-        for config in asked
-    ]
-    for config in configs:
-        resolve.check_gpus(job.ranks_here if job and config.gpus else config.gpus, gpus)
-        resolve.check_scheme(config)
-        check_block(config, compiler)
-    lacks = environment.what_compiling_lacks(on_gpu=configs[0].on_gpu)
-    # A GPU runs Triton's kernels, which are compiled, in eager mode too.
-    if lacks and (configs[0].compile == "on" or configs[0].on_gpu):
-        raise AskedWrongly(lacks)
-    needs_peer = configs[0].model in models.NEED_TORCHVISION or configs[0].pipeline == "torch"
-    if needs_peer and environment.version_of("torchvision") is None:
-        raise AskedWrongly("torchvision was asked for and is not installed: python -m pip install -e '.[peer]'")
-    most_gpus = job.ranks_here if job else max(c.gpus or 0 for c in configs)
-    table = arguments.table or default_table(
-        configs[0], environment.machine(most_gpus if configs[0].on_gpu else 0, ".")
-    )
-    if job is not None:
-        return run_in_job(asked[0], configs[0], table, quiet=arguments.quiet)
-    results.check_table(table)
-    settle_unfinished(table)
-    return run_groups(configs, table, quiet=arguments.quiet)
-
-
-def run_in_job(asked: RunConfig, config: RunConfig, table: Path, *, quiet: bool) -> int:
-    """This process as one rank of a job; rank 0 writes the row."""
-    from harness import join, results
-
-    if os.environ["RANK"] == "0":
-        results.check_table(table)
-        settle_unfinished(table)
-    try:
-        launch, rank = join.join(asked, config, table)
-    except (AskedWrongly, DataError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        # As Python ends, threads of the job's store and of gloo may abort the process, and its status would be theirs.
-        os._exit(2)
-    return finish(launch, table, 0, quiet=quiet) if rank == 0 else 0
-
-
-def settle_unfinished(table: Path) -> None:
-    """A row for every launch of this table that was killed before it could write its own, said aloud."""
-    if any((table.parent / "runs").glob("*/running.json")):
-        from harness import folders
-
-        for sentence in folders.settle_unfinished(table):
-            print(sentence, file=sys.stderr)
-
-
-def run_groups(configs: list[RunConfig], table: Path, *, quiet: bool) -> int:
-    """Every launch of every group in turn; the exit status of the worst."""
-    from harness import environment, folders, resolve
-    from harness.images import open_images
-    from harness.progress import Display
-    from pipelines import sources
-
-    def say(text: str) -> None:
-        if not quiet:
-            print(text, flush=True)
-
-    asked = []
-    for config in configs:
-        with Display(quiet=quiet) as display:
-            images = open_images(config, lambda done, of: display.show({"phase": "data", "share": done / of}))
-        resolve.check_shape(config, len(images.train))
-        resolve.check_images(config, images)
-        asked.append((config, images))
-    say(sources.described(images))
-    if images.val is None and configs[0].pipeline != "synthetic":
-        say("no validation set: no val/ folder, and no images to spare for one; the error columns stay empty")
-    if configs[0].precision == "bf16" and not configs[0].on_gpu and not resolve.cpu_multiplies_bf16():
-        say("this CPU has no bf16 instructions: bf16 will be far slower than fp32 here")
-    lacks_compiler = not configs[0].on_gpu and environment.cpp_compiler().found is None
-    if lacks_compiler and models.can_fuse(configs[0].model):
-        say("no C++ compiler: ReLU, LRN and max-pool run as separate operations (--block plain)")
-    worst = 0
-    for config, images in asked:
-        say(resolve.plan(config))
-        group_id = folders.new_group_id()
-        for number in range(1, config.launches + 1):
-            job = folders.Launch.begin(config, images, table, group_id, number, config.ranks)
-            status = run_launch(job, table, quiet=quiet)
-            worst = max(worst, status)
-            if status:
-                break
-        if worst > 1:
-            break
-    return worst
-
-
-def run_launch(job: Launch, table: Path, *, quiet: bool) -> int:
-    """One launch from its folder to its row; an exit status."""
-    from harness import launch
-    from harness.progress import Display
-
-    try:
-        with Display(quiet=quiet) as display:
-            failure, stopped_by = launch.run_ranks(job.config, job.folder, display)
-    except BaseException:
-        # What a rank has already written down is not thrown away with an empty folder.
-        if not any(job.folder.glob("rank-*.json")):
-            job.discard()
-        raise
-    return finish(job, table, stopped_by, failure=failure, quiet=quiet)
-
-
-def finish(job: Launch, table: Path, stopped_by: int, *, failure: str = "", quiet: bool) -> int:
-    """Record, row, table and summary of a launch that has ended; an exit status."""
-    from harness import rows, summary
-
-    record = job.record(failure, stopped=bool(stopped_by))
-    if stopped_by and not any(rank["windows"] for rank in record["trial"]["ranks"]):
-        job.discard()
-        print("interrupted before the timed steps began: no row was written", file=sys.stderr)
-        return 128 + stopped_by
-    row = job.finish(table, record)
-    if not quiet:
-        print(summary.summary(row, str(table)), flush=True)
-    if row["status"] != "ok":
-        print(f"{row['status']}: {row['status_reason']}", file=sys.stderr)
-    if stopped_by:
-        return 128 + stopped_by
-    return 0 if row["status"] in rows.COUNTS else 1
+    asked = configs_of(arguments)
+    several = len(asked) > 1 or getattr(arguments, "launches", 1) > 1
+    return run(asked, arguments.table, several=several, quiet=arguments.quiet)
 
 
 # --- the others ---------------------------------------------------------------------------------------------------
@@ -330,6 +171,7 @@ def finish(job: Launch, table: Path, stopped_by: int, *, failure: str = "", quie
 
 def run_compare(arguments: argparse.Namespace) -> int:
     from harness.compare import compare
+    from harness.run import settle_unfinished
 
     for table in (arguments.a, arguments.b):
         settle_unfinished(table)
@@ -347,6 +189,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 def run_verify(arguments: argparse.Namespace) -> int:
     from harness import results
+    from harness.run import settle_unfinished
 
     status = 0
     for path in arguments.tables:
@@ -363,6 +206,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_table(arguments: argparse.Namespace) -> int:
     from harness import summary
+    from harness.run import settle_unfinished
 
     for path in arguments.tables:
         settle_unfinished(path)

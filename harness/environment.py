@@ -87,6 +87,15 @@ def software() -> dict[str, Any]:
 # --- the host -----------------------------------------------------------------------------------------------------
 
 
+def children_of(process: int | str = "self") -> list[int]:
+    """The processes that a process has started and that have not been waited for; none where /proc does not tell."""
+    found: list[int] = []
+    for listing in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, listing.read_text().split())
+    return found
+
+
 def cpu_quota() -> float | None:
     """CPUs that the control group allows, None without a limit."""
     with contextlib.suppress(OSError, ValueError):

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,7 @@ class Launch:
         except NotImplementedError:
             launch.discard()
             raise AskedWrongly(f"{table.parent} is on a file system without locks: give another --table") from None
-        asked = {item.name: getattr(config, item.name) for item in fields(config)}
-        running = {"table": table.name, "config": asked, "limits": launch.limits, "told": told}
+        running = {"table": table.name, "config": asdict(config), "limits": launch.limits, "told": told}
         results.write_whole(launch.folder / RUNNING, json.dumps(running))
         return launch
 
@@ -79,10 +78,6 @@ class Launch:
         """The launch whose folder it is."""
         running = json.loads((folder / RUNNING).read_text())
         return cls(folder, RunConfig(**running["config"]), running["limits"], running["told"])
-
-    def portable(self) -> dict[str, Any]:
-        """What another node needs to make this launch again."""
-        return {"folder": self.folder, "config": self.config, "limits": self.limits, "told": self.told}
 
     @property
     def classes(self) -> int:
@@ -223,14 +218,15 @@ def settle(table: Path, launch: Launch) -> list[str]:
         if table.exists() and any(row["run_id"] == run_id for row in results.read_table(table)):
             launch.tidy()
             return []
-        record = launch.record() if not (launch.folder / "trial.json").exists() else results.read_record(launch.folder)
+        written = (launch.folder / "trial.json").exists()
+        record = results.read_record(launch.folder) if written else launch.record()
         ranks = record["trial"]["ranks"]
         left = {n: read_rank(launch.folder, n) for n in range(launch.config.ranks)}
         # A rank that left no trial was not asked to stop: the others were, because it had died.
         if len(ranks) == len(left) and all(r["interrupted"] and not r["windows"] for r in ranks):
             launch.discard()
             return []
-        if len(ranks) < len(left):
+        if len(ranks) < len(left) and not written:
             phase = PHASES[last_phase(launch.folder / "progress.jsonl")]
             record["trial"]["failure"] = how_it_ended(left, first_failure(launch.folder, len(left)), phase)
         row = launch.finish(table, record)

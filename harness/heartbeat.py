@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from harness.environment import children_of
+
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
@@ -138,8 +140,7 @@ def started_processes_cpu_s(process: int | str = "self") -> float:
     seconds = 0.0
     with contextlib.suppress(OSError):
         seconds = cpu_s_of(process)[1]
-        for listing in Path(f"/proc/{process}/task").glob("*/children"):
-            seconds += sum(cpu_s_of(child)[0] + started_processes_cpu_s(child) for child in listing.read_text().split())
+        seconds += sum(cpu_s_of(child)[0] + started_processes_cpu_s(child) for child in children_of(process))
     return seconds
 
 

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,33 +67,36 @@ def join(asked: RunConfig, config: RunConfig, table: Path) -> tuple[folders.Laun
     """
     import torch.distributed as dist
 
-    from harness import agree, train
+    from harness import agree, rank
     from harness.images import open_images
 
-    train.die_with_parent()
+    rank.die_with_parent()
     os.environ.update(GPU_ORDER)
     await_host(config.heartbeat)
-    train.meet(config)
+    rank.meet(config)
     agree.must_agree({"the code": agree.code_digest()}, "install the same harness on every node")
     agree.must_agree(flags(asked), "give every rank the same flags")
     images: ImageSet = together(lambda: open_images(config))
     agree.must_agree({"the data": images.dataset_id}, "give every node the same images by --data")
     check_shape(config, len(images.train))
     check_images(config, images)
-    rank = dist.get_rank()
+    index = dist.get_rank()
 
     def begin() -> folders.Launch | None:
         ranks_here = config.ranks // config.nodes
-        return folders.Launch.begin(config, images, table, folders.new_group_id(), 1, ranks_here) if rank == 0 else None
+        return (
+            folders.Launch.begin(config, images, table, folders.new_group_id(), 1, ranks_here) if index == 0 else None
+        )
 
     launch = together(begin)
-    shared: list[Any] = [launch.portable() if launch else None]
+    # The lock stays with rank 0, and with its own object.
+    shared: list[Any] = [replace(launch, held=[]) if launch else None]
     dist.broadcast_object_list(shared, src=0)
-    launch = launch or folders.Launch(**shared[0])
-    end = train.be_a_rank(launch, images)
+    launch = launch or shared[0]
+    end = rank.be_a_rank(launch, images)
     gather_ends(launch.folder, end)
     dist.destroy_process_group()
-    return launch, rank
+    return launch, index
 
 
 def together(work: Callable[[], Any]) -> Any:

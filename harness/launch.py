@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import RunConfig
+from harness.environment import children_of
 from harness.folders import LOST_THE_OTHERS, read_rank
 from harness.progress import PHASES, Display, last_phase
 
@@ -64,7 +65,7 @@ def run_agent(config: RunConfig, run_folder: Path, attempt: int) -> tuple[str, i
     handlers = {number: signal.getsignal(number) for number in AGENT_SIGNALS}
     try:
         with rank_environment(config), without_orphans():
-            elastic_launch(job, sys.executable)("-m", "harness.train", str(run_folder))
+            elastic_launch(job, sys.executable)("-m", "harness.rank", str(run_folder))
     except SignalException as stopped:
         return "", int(stopped.sigval)
     except ChildFailedError as error:
@@ -80,7 +81,7 @@ def run_agent(config: RunConfig, run_folder: Path, attempt: int) -> tuple[str, i
 @contextlib.contextmanager
 def without_orphans() -> Iterator[None]:
     """Nothing that the body has started is left after it: the compilers of a rank that was killed become ours, and end."""
-    ours = set(started_processes())
+    ours = set(children_of())
     pr_set_child_subreaper, libc = 36, ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is not None:
         libc.prctl(pr_set_child_subreaper, 1)
@@ -88,22 +89,13 @@ def without_orphans() -> Iterator[None]:
         yield
     finally:
         end_s = time.monotonic() + ORPHANS_S
-        while (left := set(started_processes()) - ours) and time.monotonic() < end_s:
+        while (left := set(children_of()) - ours) and time.monotonic() < end_s:
             for process in left:
                 # What it has started becomes ours in turn.
                 with contextlib.suppress(OSError):
                     os.kill(process, signal.SIGKILL)
                     os.waitpid(process, os.WNOHANG)
             time.sleep(0.02)
-
-
-def started_processes() -> list[int]:
-    """The children of this process; none where /proc does not tell."""
-    found: list[int] = []
-    for listing in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, listing.read_text().split())
-    return found
 
 
 @contextlib.contextmanager

@@ -71,6 +71,20 @@ def check_scheme(config: RunConfig) -> None:
         )
 
 
+def check_block(config: RunConfig, compiler: bool) -> None:
+    """AskedWrongly where the fused block was asked of a network or a machine that cannot have it."""
+    if config.block != "fused":
+        return
+    if not models.can_fuse(config.model):
+        raise AskedWrongly(
+            f"--block fused was asked and {config.model} has no ReLU, LRN and 3/2 max-pool in this order: leave --block out"
+        )
+    if not (config.on_gpu or compiler):
+        raise AskedWrongly(
+            "--block fused was asked and on a CPU it needs a C++ compiler: `apt-get install g++`, or --block plain"
+        )
+
+
 def check_images(config: RunConfig, images: ImageSet) -> None:
     """AskedWrongly where these images cannot be shown as was asked."""
     if images.train.square and config.augment in pipelines.RANDOM_RESIZED:

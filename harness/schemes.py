@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from harness.config import RunConfig
 from models import exchange
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GRADIENT_BYTES = 4  # parameters and their gradients are float32 whatever a step computes in
-COMPUTE_BYTES = {"fp32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Scheme:
         if self.parts is not None:
             images = (config.images_per_batch, 3, config.image_size, config.image_size)
             sends = exchange.counted(network, self.parts, images)
-            sent += (sends.forward + sends.backward) * COMPUTE_BYTES[config.precision]
+            sent += (sends.forward + sends.backward) * DTYPES[config.precision].itemsize
             sent += sends.parameters * GRADIENT_BYTES
         if self.replicas is not None:
             ranks = self.replicas.size()

@@ -19,12 +19,10 @@ import models.block
 import pipelines
 from harness.config import RunConfig
 from harness.measure import Workload
-from harness.schemes import Scheme, scheme_of
+from harness.schemes import DTYPES, Scheme, scheme_of
 from pipelines.augment import JITTER
 from pipelines.dataset.statistics import Statistics, colour_basis, mean_crop
 from pipelines.sources.imageset import ImageSet, Split
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def split(layers: Layers, group: Group) -> Layers:
     Raises ValueError where the ranks do not divide the units of a layer but the last.
     """
     *names, last = [name for name, layer in layers.items() if isinstance(layer, Linear)]
-    convolutions = {name: replace(layer, share=partial(replicated, group=group)) for name, layer in layers.items()}
+    convolutions = {name: replace(layer, through=partial(replicated, group=group)) for name, layer in layers.items()}
     by_units = {name: share_of_units(name, layers[name], group, first=name == names[0]) for name in names}
     return convolutions | by_units | {last: summed(layers[last], group)}
 

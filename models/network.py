@@ -20,7 +20,7 @@ class Layer:
     """A layer with `outputs` maps or units, the steps before it, and those that follow it: `then`, and dropout if asked.
 
     Where ranks hold parts of a network, a layer may see the maps or units of `sees` ranks, joined by a step before it, and its
-    parameters may pass through `share` before they are used.
+    parameters may pass `through` a step before they are used.
     Its weights start from N(0, std^2), its biases at `bias`. `decay` multiplies the run's weight decay for the weights,
     `bias_rate` and `bias_decay` the run's learning rate and weight decay for the biases.
     """
@@ -28,7 +28,7 @@ class Layer:
     outputs: int
     _: KW_ONLY
     sees: int = 1
-    share: Step | None = None
+    through: Step | None = None
     before: tuple[Step, ...] = ()
     then: tuple[Step, ...] = ()
     dropout: bool = False
@@ -206,7 +206,7 @@ class Network(nn.Module):
     def compute(self, name: str, layer: Layer, x: Tensor) -> Tensor:
         """The layer itself, without the steps around it."""
         module = self.get_submodule(name)
-        if layer.share is None:
+        if layer.through is None:
             return module(x)  # type: ignore[no-any-return]
-        parameters = {key: layer.share(parameter) for key, parameter in module.named_parameters()}
+        parameters = {key: layer.through(parameter) for key, parameter in module.named_parameters()}
         return functional_call(module, parameters, x)  # type: ignore[no-any-return]

@@ -169,7 +169,7 @@ class Started:
         for process in self.look():
             with contextlib.suppress(psutil.Error):
                 mine = process.environ().get("RANK") == str(index)
-                if mine and {"harness", "harness.train"} & set(words_of(process)):
+                if mine and {"harness", "harness.rank"} & set(words_of(process)):
                     born.append((process.create_time(), process.pid, process))
         return min(born)[2] if born else None
 

@@ -17,23 +17,18 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 MAY_IMPORT = {
     "__init__": set(),
     "__main__": {"cli"},
-    "cli": {
-        "data",
-        "certify",
-        "doctor",
-        "forecast",
+    "cli": {"run", "data", "forecast", "certify", "doctor", "results", "compare", "summary", "recipes", "config"},
+    "run": {
         "folders",
         "join",
         "launch",
         "resolve",
         "results",
         "rows",
-        "compare",
         "summary",
         "progress",
         "environment",
         "images",
-        "recipes",
         "config",
     },
     "data": {"environment", "progress", "config"},
@@ -41,25 +36,25 @@ MAY_IMPORT = {
     "certify": {"checks", "doctor", "environment", "config"},
     "checks": {"resolve", "workload", "schemes", "environment", "recipes", "config"},
     "doctor": {"environment"},
-    "join": {"train", "agree", "folders", "launch", "resolve", "images", "config"},
-    "launch": {"train", "folders", "progress", "config"},
+    "join": {"rank", "agree", "folders", "launch", "resolve", "images", "config"},
+    "launch": {"folders", "environment", "progress", "config"},
     "resolve": {"environment", "config"},
     "folders": {"results", "rows", "environment", "progress", "trial", "config"},
-    "train": {
+    "rank": {
+        "train",
         "workload",
+        "measure",
         "agree",
         "heartbeat",
         "folders",
         "images",
-        "measure",
-        "ceilings",
         "progress",
-        "metrics",
         "trial",
         "config",
     },
+    "train": {"workload", "agree", "heartbeat", "measure", "ceilings", "progress", "metrics", "trial", "config"},
     "agree": {"config"},
-    "heartbeat": set(),
+    "heartbeat": {"environment"},
     "workload": {"schemes", "measure", "config"},
     "schemes": {"config"},
     "ceilings": {"measure", "trial"},
@@ -78,7 +73,8 @@ MAY_IMPORT = {
     "config": set(),
 }
 TORCH_FREE = tuple(
-    set(MAY_IMPORT) - {"forecast", "train", "workload", "schemes", "agree", "ceilings", "measure", "certify", "checks"}
+    set(MAY_IMPORT)
+    - {"forecast", "rank", "train", "workload", "schemes", "agree", "ceilings", "measure", "certify", "checks"}
 )
 HEAVY = {"torch", "nvidia", "triton", "torchvision"}
 

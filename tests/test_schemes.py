@@ -17,10 +17,10 @@ from PIL import Image
 
 import models
 from harness import workload
-from harness.config import RunConfig
+from harness.config import PARALLEL, RunConfig
 from harness.forecast import counts
 from harness.schemes import Scheme
-from models import shares
+from models import alexnet, shares
 from models.exchange import Group, Sends, counted, silenced
 from pipelines.sources.imageset import Split
 
@@ -169,6 +169,14 @@ def test_every_network_says_by_which_schemes_it_can_be_held_in_parts(name: str) 
 def test_a_network_has_two_columns_and_no_other_number(ranks: int) -> None:
     with pytest.raises(ValueError, match=f"the group has {ranks} ranks; the network has 2 columns"):
         models.create_part("alexnet", "columns", Group("nobody", ranks, 0))
+
+
+def test_what_parallel_offers_is_data_and_every_scheme_of_parts() -> None:
+    assert ("data", *models.SCHEMES) == PARALLEL
+
+
+def test_the_units_that_ranks_share_are_those_of_the_table() -> None:
+    assert {alexnet.PAPER[name].outputs for name in ("fc6", "fc7")} == {models.HYBRID_UNITS}
 
 
 def test_units_that_cannot_be_shared_equally_are_refused() -> None:

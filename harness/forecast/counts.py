@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCHEMES = ("data", "columns", "hybrid")
+from harness.config import PARALLEL
+
+SCHEMES = PARALLEL
 BYTES = {"bf16": 2, "fp32": 4}
 
 
