@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.config import AskedWrongly
+from harness.metrics.limits import INPUT_BOUNDS
+from harness.noise import measured_beside
 from harness.pairs import (
     CONFIDENCE,
     KINDS,
     LISTED_AT_MOST,
-    NOISE_FLOOR,
     ONE_AT_A_TIME,
     Condition,
     Pair,
@@ -44,8 +45,9 @@ def compare(
         fields = ", ".join(IDENTITIES["task_id"])
         raise AskedWrongly(f"--across {wrong[0]} is not a field of the task: give one of {fields}")
     within = Path(a_path).resolve() == Path(b_path).resolve()
-    a = side_of("A", read_table(a_path))
-    b = a if within else side_of("B", read_table(b_path))
+    floors_pct, unread = measured_beside([a_path, b_path])
+    a = side_of("A", read_table(a_path), floors_pct)
+    b = a if within else side_of("B", read_table(b_path), floors_pct)
     sides = [a] if within else [a, b]
     pairs, alone = (pairs_within(a, across), []) if within else pairs_between(a, b, across)
     pairs.sort(key=lambda pair: "shape" in pair.kinds)
@@ -56,6 +58,7 @@ def compare(
         "Errors, for `verify` to explain; the ids below are recomputed", [e for s in sides for e in s.errors]
     )
     head += listed("Not ranked", [text for side in sides for text in side.unranked])
+    head += listed("Noise tables that cannot be read", unread)
     if refusals or not pairs:
         return "\n".join([*head, *listed("Incomparable", refusals), "", refusal(sides, refusals)]), 3
     body = [*comparison("Equal batch", pairs), *scaling(pairs), *comparison("Each at its best batch", best)]
@@ -116,10 +119,11 @@ def comparison(title: str, pairs: Sequence[Pair]) -> list[str]:
     pairs = [pair for pair in pairs if "shape" not in pair.kinds]
     if not pairs:
         return []
-    changes = [f"{count}. {what_differs(pair)}" for count, pair in enumerate(pairs, 1)]
+    shared = len({str(pair.floor) for pair in pairs}) == 1
+    differ = [what_differs(pair) + ("" if shared else f"; {pair.floor}") for pair in pairs]
+    changes = [f"{count}. {text}" for count, text in enumerate(differ, 1)]
     lines = [{"#": str(count), **ratio_line(pair)} for count, pair in enumerate(pairs, 1)]
-    floor = f"Verdicts allow for a noise floor of {100 * (NOISE_FLOOR - 1):.0f} % (assumed)."
-    return ["", f"{title}. {floor} From A to B:", *changes, "", markdown(lines)]
+    return ["", f"{title}{f'; {pairs[0].floor}' if shared else ''}. From A to B:", *changes, "", markdown(lines)]
 
 
 def what_differs(pair: Pair) -> str:
@@ -255,5 +259,5 @@ def said_of_one(pair: Pair) -> str:
         text = said.get(
             pair.verdict, f"B ran at {pair.ratio} times A's speed ({speeds}), an indication: {pair.verdict}"
         )
-    starved = [name for name, side in (("A", pair.a), ("B", pair.b)) if side.row["bound_by"] == "input"]
+    starved = [name for name, side in (("A", pair.a), ("B", pair.b)) if side.row["bound_by"] in INPUT_BOUNDS]
     return text + (f"; bound by its input: {' and '.join(starved)}." if starved else ".")

@@ -7,17 +7,18 @@ Identities are those of the rows' own cells; a stored digest is never trusted. L
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean, variance
+from types import MappingProxyType
 
 from harness.results import stale_identities
 from harness.rows import IDENTITIES, IMPLIED, digest_of, identities, ranks_of
 from harness.summary import number
 
 # Two runs of the same thing, an hour apart, may differ by this much; assumed until a machine's own A against A says.
-NOISE_FLOOR = 1.01
+ASSUMED_FLOOR_PCT = 1.0
 LAUNCHES_FOR_A_TEST = 3
 CONFIDENCE = 0.95
 KINDS = tuple(kind.removesuffix("_id") for kind in IDENTITIES)
@@ -32,6 +33,7 @@ class Condition:
 
     ids: dict[str, str]
     rows: list[Row] = field(default_factory=list)
+    floor_pct: float | None = None  # of its hardware, where A against A has measured it
 
     @property
     def row(self) -> Row:
@@ -56,6 +58,37 @@ class Condition:
         return f"{self.ranks} x {device}" if self.ranks > 1 else device
 
 
+def percent(pct: float) -> str:
+    return f"{pct:.0f}" if pct >= 10 else f"{pct:.2g}"
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What two runs of the same thing may differ by on the hardware of A and of B; None where nobody has measured it.
+
+    A measured floor stands also where it is below the assumed one.
+    """
+
+    a_pct: float | None = None
+    b_pct: float | None = None
+
+    @property
+    def pct(self) -> float:
+        """The larger of both sides', the assumed one for a side without its own."""
+        return max(ASSUMED_FLOOR_PCT if pct is None else pct for pct in (self.a_pct, self.b_pct))
+
+    def __str__(self) -> str:
+        sides, assumed = {"A": self.a_pct, "B": self.b_pct}, f"assumed {percent(ASSUMED_FLOOR_PCT)} %"
+        measured = [name for name, pct in sides.items() if pct is not None]
+        if not measured:
+            how = "assumed: `python -m harness doctor --noise` measures it"
+        elif len(measured) == len(sides):
+            how = "measured on A and B"
+        else:
+            how = ", ".join(f"{name} {'measured' if name in measured else assumed}" for name in sides)
+        return f"noise floor {percent(self.pct)} % ({how})"
+
+
 @dataclass(frozen=True)
 class Ratio:
     """B's images/s over A's; the interval and p are known where both sides have three launches."""
@@ -64,16 +97,18 @@ class Ratio:
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    floor_pct: float = ASSUMED_FLOOR_PCT
 
     @property
     def verdict(self) -> str:
         if self.low is None or self.high is None:
             return f"ratio only: under {LAUNCHES_FOR_A_TEST} launches a side"
-        if self.low > NOISE_FLOOR:
+        floor = 1 + self.floor_pct / 100
+        if self.low > floor:
             return "B is faster"
-        if self.high < 1 / NOISE_FLOOR:
+        if self.high < 1 / floor:
             return "B is slower"
-        within = self.low >= 1 / NOISE_FLOOR and self.high <= NOISE_FLOOR
+        within = self.low >= 1 / floor and self.high <= floor
         return "the same" if within else "not told apart"
 
     def __str__(self) -> str:
@@ -99,32 +134,36 @@ class Pair:
     def confounded(self) -> bool:
         return {"hardware", "software"} <= self.kinds
 
+    @property
+    def floor(self) -> Floor:
+        return Floor(self.a.floor_pct, self.b.floor_pct)
+
     @cached_property
     def ratio(self) -> Ratio:
-        return ratio_of(self.a.speeds, self.b.speeds)
+        return ratio_of(self.a.speeds, self.b.speeds, self.floor.pct)
 
     @property
     def verdict(self) -> str:
         return "confounded: hardware and software differ" if self.confounded else self.ratio.verdict
 
 
-def ratio_of(a: Sequence[float], b: Sequence[float]) -> Ratio:
+def ratio_of(a: Sequence[float], b: Sequence[float], floor_pct: float = ASSUMED_FLOOR_PCT) -> Ratio:
     """Welch's test on the logarithms: launches are the unit, and the two sides need not vary alike."""
     logs = [[math.log(speed) for speed in side] for side in (a, b)]
     difference = fmean(logs[1]) - fmean(logs[0])
     value = math.exp(difference)
     if min(len(a), len(b)) < LAUNCHES_FOR_A_TEST:
-        return Ratio(value)
+        return Ratio(value, floor_pct=floor_pct)
     errors = [variance(side) / len(side) for side in logs]
     error = math.sqrt(sum(errors))
     if error < 1e-12:
-        return Ratio(value, value, value, 1.0 if abs(difference) < 1e-12 else 0.0)
+        return Ratio(value, value, value, 1.0 if abs(difference) < 1e-12 else 0.0, floor_pct)
     from scipy.special import stdtr, stdtrit  # costs as much as everything else here: only where it is needed
 
     freedom = sum(errors) ** 2 / sum(e**2 / (len(side) - 1) for e, side in zip(errors, logs, strict=True))
     half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
     p = 2 * float(stdtr(freedom, -abs(difference) / error))
-    return Ratio(value, math.exp(difference - half), math.exp(difference + half), p)
+    return Ratio(value, math.exp(difference - half), math.exp(difference + half), p, floor_pct)
 
 
 def differing(kind: str, a: Row, b: Row) -> list[tuple[str, str]]:
@@ -147,8 +186,8 @@ class Side:
     lost: set[tuple[str, ...]] = field(default_factory=set)  # identities of which no row is ranked
 
 
-def side_of(name: str, rows: Sequence[Row]) -> Side:
-    """Only `ok` rows are ranked; of a run_id that is there twice, the first."""
+def side_of(name: str, rows: Sequence[Row], floors_pct: Mapping[str, float] = MappingProxyType({})) -> Side:
+    """Only `ok` rows are ranked; of a run_id that is there twice, the first. `floors_pct`: measured ones, by hardware_id."""
     side = Side(name, list(rows), [])
     conditions: dict[tuple[str, ...], Condition] = {}
     seen: set[str] = set()
@@ -163,7 +202,8 @@ def side_of(name: str, rows: Sequence[Row]) -> Side:
             side.unranked.append(f"{name} {row['run_id'] or row['label']}: {reason}")
             continue
         seen.add(row["run_id"])
-        conditions.setdefault(tuple(ids.values()), Condition(ids)).rows.append(row)
+        like = Condition(ids, floor_pct=floors_pct.get(ids["hardware_id"]))
+        conditions.setdefault(tuple(ids.values()), like).rows.append(row)
     side.lost.difference_update(conditions)
     side.conditions.extend(conditions.values())
     return side
@@ -172,6 +212,8 @@ def side_of(name: str, rows: Sequence[Row]) -> Side:
 def why_not_ranked(row: Row, seen: set[str]) -> str:
     if row["status"] != "ok":
         return f"{row['status'] or 'no status'}{': ' + row['status_reason'] if row['status_reason'] else ''}"
+    if row.get("profile"):
+        return f"it was profiled (--profile {row['profile']}), which costs time"
     if not 0 < (number(row["images_per_s"]) or 0) < math.inf:
         return f"images_per_s is {row['images_per_s'] or 'unknown'}"
     return "the same run_id is in the table already" if row["run_id"] in seen and row["run_id"] else ""

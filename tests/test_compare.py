@@ -15,7 +15,7 @@ from literals import launch_of, rank_of, record_of, trial_of, window_of
 
 from harness.compare import compare
 from harness.config import AskedWrongly
-from harness.pairs import ratio_of
+from harness.pairs import Floor, Ratio, ratio_of, side_of
 from harness.results import TableError, csv_text, verify
 from harness.rows import COLUMNS, IDENTITIES, identities, row_of
 from harness.summary import table
@@ -203,6 +203,12 @@ def test_a_row_that_is_not_ok_is_listed_with_its_reason_and_not_ranked(compared,
     assert last_line(text).startswith("A and B are equally fast")
 
 
+def test_a_run_that_was_profiled_is_not_ranked():
+    side = side_of("A", [{**A[0], "profile": "20"}, {**A[1], "profile": ""}])
+    assert side.unranked == ["A a0: it was profiled (--profile 20), which costs time"]
+    assert [row["run_id"] for condition in side.conditions for row in condition.rows] == ["a1"]
+
+
 def test_where_no_row_counts_nothing_is_compared(compared):
     failed = row_of(record_of(trial_of(failure="lost"), run_id="b"))
     text, status = compared(A, [failed])
@@ -229,6 +235,18 @@ def test_a_run_bound_by_its_input_is_told_as_such_to_the_buyer(compared):
     starved = trial_of(rank_of(windows=(window_of(wait_ms=50.0),)))
     b = [row_of(record_of(starved, run_id=f"b{n}", machine=OTHER_GPU)) for n in range(3)]
     assert last_line(compared(A, b)[0]).endswith("bound by its input: B.")
+
+
+@pytest.mark.parametrize("part", ["input", "storage", "decode", "augment"])
+def test_what_bounds_it_may_be_a_part_of_the_input(compared, part):
+    b = [{**row, "bound_by": part} for row in launches("b", 300.0, machine=OTHER_GPU)]
+    assert last_line(compared(A, b)[0]).endswith("; bound by its input: B.")
+
+
+@pytest.mark.parametrize("part", ["model", "communication", "host", ""])
+def test_what_is_not_bound_by_its_input_is_not_said_to_be(compared, part):
+    b = [{**row, "bound_by": part} for row in launches("b", 300.0, machine=OTHER_GPU)]
+    assert "bound by its input" not in compared(A, b)[0]
 
 
 # --- which is compared with which ---------------------------------------------------------------------------------
@@ -314,6 +332,52 @@ def test_fail_below_does_not_pass_what_it_could_not_judge(compared):
     for extra in (other_shape, other_task):
         assert compared(A, [*launches("b", 200.0), *extra], fail_below=0.9)[1] == 3
     assert compared(A, [*launches("b", 200.0), *failed], fail_below=0.9)[1] == 3
+
+
+# --- the noise floor ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (1.0201, 1.08, "B is faster"),
+        (1.02, 1.08, "not told apart"),
+        (0.9804, 1.02, "the same"),
+        (0.9804, 1.0201, "not told apart"),
+        (0.98, 1.02, "not told apart"),
+        (0.9, 0.9804, "not told apart"),
+        (0.9, 0.98, "B is slower"),
+    ],
+)
+def test_verdicts_at_the_border_of_a_floor_of_two_per_cent(low, high, verdict):
+    """1 / 1.02 is 0.98039."""
+    assert Ratio(math.sqrt(low * high), low, high, 0.01, floor_pct=2.0).verdict == verdict
+
+
+def test_the_verdict_of_the_same_interval_changes_with_the_floor():
+    assert [Ratio(1.03, 1.02, 1.04, 0.01, floor).verdict for floor in (0.0, 1.0, 2.5, 4.0)] == [
+        "B is faster",
+        "B is faster",
+        "not told apart",
+        "the same",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("floor", "pct", "said"),
+    [
+        (Floor(), 1.0, "1 % (assumed: `python -m harness doctor --noise` measures it)"),
+        (Floor(1.8, 0.7), 1.8, "1.8 % (measured on A and B)"),
+        (Floor(0.04, 0.6), 0.6, "0.6 % (measured on A and B)"),
+        (Floor(0.0, 0.0), 0.0, "0 % (measured on A and B)"),
+        (Floor(2.1, None), 2.1, "2.1 % (A measured, B assumed 1 %)"),
+        (Floor(0.3, None), 1.0, "1 % (A measured, B assumed 1 %)"),
+        (Floor(None, 12.4), 12.4, "12 % (A assumed 1 %, B measured)"),
+    ],
+)
+def test_the_floor_is_the_larger_of_both_sides_and_says_what_was_measured(floor, pct, said):
+    assert floor.pct == pct
+    assert str(floor) == f"noise floor {said}"
 
 
 # --- the statistics -----------------------------------------------------------------------------------------------
