@@ -11,6 +11,7 @@ sources/        where images lie: class folders, ImageNet as distributed, shards
 order.py        which image comes when; draws.py: the random numbers of each; augment.py: the constants
 feed.py         what goes into the graph for a batch
 dali.py         the graph and its iterator; torch_loader.py: the peer; synthetic.py: no input at all
+parts.py        the same input, ended earlier: what storage and decoding alone can give
 diagnose.py     which image of a batch cannot be decoded; pictures.py: what Pillow makes of one
 dataset/        sets made and measured: the embedded one, check, prepare, statistics
 """
@@ -20,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -44,6 +45,8 @@ RANDOM_RESIZED = ("rrc", "rrc+jitter")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "float16", "uint8")
 VIEWS = (1, 10)
+PARTED = {"dali": "pipelines.parts:part"}  # pipelines that can end early
+PARTS = ("storage", "decode")
 DECODES = ("cpu", "mixed")
 
 
@@ -78,6 +81,19 @@ class Batches(Protocol):
     def __next__(self) -> Batch: ...
 
     def state(self) -> State: ...
+
+    def close(self) -> None: ...
+
+
+class Part(Protocol):
+    """The images of a training input in its order, on their way through its first stages only; closed as `Batches` are."""
+
+    indices: torch.Tensor | None  # (N,) int32: which images the last batch had, as `Batch.indices`
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def __next__(self) -> int:
+        """Images that went through in the next batch; on a GPU, once the work queued on its current stream is done."""
 
     def close(self) -> None: ...
 
@@ -197,5 +213,27 @@ def create(name: str, **arguments: Any) -> Batches:
     installs what is missing.
     """
     one_of("pipeline", name, tuple(PIPELINES))
-    module, _, function = PIPELINES[name].partition(":")
-    return cast(Batches, getattr(importlib.import_module(module), function)(Request(**arguments)))
+    return cast(Batches, function_at(PIPELINES[name])(Request(**arguments)))
+
+
+def part(name: str, part: str, **arguments: Any) -> Part | None:
+    """The training input that `create` gives, ended early: after "storage" every byte of the encoded images was read into
+    memory, after "decode" that part of each picture was decoded that the augmentation shows, and nothing more was done.
+
+    None where there is nothing to tell apart: for a pipeline whose stages are not ours to end, and for the decoding of raw
+    pixels. Errors as in `create`; ValueError for evaluation, or from the middle.
+    """
+    one_of("pipeline", name, tuple(PIPELINES))
+    one_of("part", part, PARTS)
+    request = Request(**arguments)
+    if not request.training or request.resume is not None:
+        raise ValueError("a part of the input is of training from its first batch on: leave training and resume out")
+    if name not in PARTED or (part == "decode" and request.split.raw):
+        return None
+    return cast(Part, function_at(PARTED[name])(request, part))
+
+
+def function_at(place: str) -> Callable[..., Any]:
+    """What a table's "module:function" names."""
+    module, _, function = place.partition(":")
+    return cast(Callable[..., Any], getattr(importlib.import_module(module), function))

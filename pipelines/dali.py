@@ -33,7 +33,7 @@ def batches(request: Request) -> DaliBatches:
 class DaliBatches:
     """An iterator over the outputs of one DALI pipeline. Tensors are views of DALI's memory, kept while they live."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, part: str = "augment") -> None:
         resumable(request, "dali")
         self.request = request
         self.total = None if request.training else math.ceil(len(request.evaluation_slice) / request.images_per_batch)
@@ -44,19 +44,24 @@ class DaliBatches:
         self.depth = request.prefetch if self.total is None else min(request.prefetch, max(1, self.total))
         self.pipeline: Pipeline | None = None
         if self.total != 0:
-            self.pipeline = graph(request, request.device_id, self.depth)
+            self.pipeline = graph(request, request.device_id, self.depth, part)
             self.pipeline.build()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
+        images, indices = self.outputs()
+        return self._batch(from_dlpack(images.as_tensor()), from_dlpack(indices.as_tensor()))
+
+    def outputs(self) -> tuple[Any, Any]:
+        """The graph's outputs for the next batch, ready for what follows on the device's current stream."""
         if self.pipeline is None or self.delivered == self.total:
             raise StopIteration
         stream = torch.cuda.current_stream(self.request.device) if self.request.on_gpu else None
         try:
             self._schedule()
-            images, indices = self.pipeline.share_outputs(cuda_stream=stream)
+            images, indices, *_ = self.pipeline.share_outputs(cuda_stream=stream)
             self.pipeline.release_outputs()
         except DataError:
             self.close()
@@ -64,7 +69,7 @@ class DaliBatches:
         except RuntimeError as error:
             raise self._explained(error) from error
         self.delivered += 1
-        return self._batch(from_dlpack(images.as_tensor()), from_dlpack(indices.as_tensor()))
+        return images, indices
 
     def state(self) -> State:
         """After the batches delivered so far; for training only."""
@@ -100,9 +105,10 @@ class DaliBatches:
         return bad_image(self.request, self.delivered, str(error)) or error
 
 
-def graph(request: Request, device_id: int | None, depth: int) -> Pipeline:
+def graph(request: Request, device_id: int | None, depth: int, part: str = "augment") -> Pipeline:
     """The pipeline, not yet built: outputs are images (S, S, 3) and the int32 index (1,) of each.
 
+    An earlier `part` ends the graph there: "storage" at the bytes as they lie, "decode" at pixels of any height and width.
     With `device_id=None` every variant can be constructed and serialised on a machine without a GPU.
     """
     resume = request.resume
@@ -118,8 +124,10 @@ def graph(request: Request, device_id: int | None, depth: int) -> Pipeline:
     )
     with pipeline:
         images, index, numbers = fed(request)
-        images = prepared(request, images, numbers)
-        pipeline.set_outputs(images, index.gpu() if request.on_gpu else index)
+        images = PARTS[part](request, images, numbers)
+        # DALI warns of numbers that nobody takes.
+        left_over = () if part == "augment" else numbers.values()
+        pipeline.set_outputs(images, index.gpu() if request.on_gpu else index, *left_over)
     return pipeline
 
 
@@ -145,16 +153,28 @@ def fed(request: Request) -> tuple[Any, Any, dict[str, Any]]:
     return images, index, dict(zip(names, numbers, strict=True))
 
 
+def copied(_request: Request, images: Any, _numbers: dict[str, Any]) -> Any:
+    """What `fed` gives, in memory of its own: of a file that is mapped, only what somebody looks at is ever read."""
+    return fn.copy(images)
+
+
+def decoded(request: Request, images: Any, numbers: dict[str, Any]) -> Any:
+    """What `prepared` decodes in training, where it decodes it."""
+    if request.augment in RANDOM_RESIZED:
+        return random_part(request, images)
+    return part_of_resized(request, images, numbers["offset"], request.image_size)[0]
+
+
 def prepared(request: Request, images: Any, numbers: dict[str, Any]) -> Any:
     """What `fed` gives to float (S, S, 3), or (10, S, S, 3): decoded, cropped, resized, coloured, flipped, minus the mean."""
     if not request.training and request.views == 10:
-        square = pixels(request, images, None, request.resized_side)
+        square = crop_of_resized(request, images, None, request.resized_side)
         corners = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
         places = (*corners, place_in_room(request, None))
         return fn.stack(*(less_mean(request, square, at, mirror) for mirror in (0, 1) for at in places))
     at = None
     if request.training and request.augment in RANDOM_RESIZED:
-        images = random_resized_crop(request, images)
+        images = fn.resize(on_device(request, random_part(request, images)), size=[request.image_size] * 2)
     elif (
         request.split.raw
         and request.split.square == request.resized_side
@@ -164,7 +184,7 @@ def prepared(request: Request, images: Any, numbers: dict[str, Any]) -> Any:
         # Cut in the pass that subtracts the mean: a pass less over the pixels.
         at = place_in_room(request, numbers.get("offset"))
     else:
-        images = pixels(request, images, numbers.get("offset"), request.image_size)
+        images = crop_of_resized(request, images, numbers.get("offset"), request.image_size)
     if "jitter" in numbers:
         images = colour_jitter(images, numbers["jitter"])
     if request.dtype == "uint8":
@@ -220,35 +240,32 @@ def on_device(request: Request, images: Any) -> Any:
     return images.gpu() if request.on_gpu and (request.decode == "cpu" or request.split.raw) else images
 
 
-def random_resized_crop(request: Request, encoded: Any) -> Any:
-    """A random part of the picture, decoded alone and resized to (S, S, 3) uint8."""
-    images = fn.decoders.image_random_crop(
+def random_part(request: Request, encoded: Any) -> Any:
+    """A random part of the picture, decoded alone; uint8."""
+    return fn.decoders.image_random_crop(
         encoded, random_area=list(CROP_AREA), random_aspect_ratio=list(CROP_ASPECT), **decoder_arguments(request)
     )
-    return fn.resize(on_device(request, images), size=[request.image_size] * 2)
 
 
-def pixels(request: Request, images: Any, offset: Any, cut: int) -> Any:
-    """(cut, cut, 3) uint8 of the picture's centre square, at `offset` in it, or from its middle."""
+def crop_of_resized(request: Request, images: Any, offset: Any, cut: int) -> Any:
+    """Shorter side resized, its centre square, and of that a crop (cut, cut, 3) uint8 at `offset`, or its middle."""
     if offset is None:
         offset = types.Constant([float((request.resized_side - cut) // 2)] * 2)
-    if request.split.square != request.resized_side:
-        return crop_of_resized(request, images, offset, cut)
-    start = fn.cast(offset, dtype=types.INT32)
-    if request.split.raw:
-        return on_device(request, fn.slice(images, start, [cut, cut], axes=[0, 1]))
-    images = fn.decoders.image_slice(images, start=start, shape=[cut, cut], axes=[0, 1], **decoder_arguments(request))
-    return on_device(request, images)
+    part, window = part_of_resized(request, images, offset, cut)
+    part = on_device(request, part)
+    return fn.resize(part, size=[cut, cut], **window) if window else part
 
 
-def crop_of_resized(request: Request, encoded: Any, offset: Any, cut: int) -> Any:
-    """Shorter side resized, its centre square, and of that a crop (cut, cut, 3) uint8 at `offset`, whole pixels of it.
+def part_of_resized(request: Request, images: Any, offset: Any, cut: int) -> tuple[Any, dict[str, Any]]:
+    """The part of each picture that a crop at `offset`, whole pixels, shows; and the window of it to resize, if it is not that size.
 
     The crop's window is traced back into the stored picture and only that is decoded, with as much around it as the
     resampling filter reaches: the same pixels as resizing the whole, and less work.
     """
     side = request.resized_side
-    size = fn.cast(shape_of(request, encoded)[:2], dtype=types.FLOAT)
+    if request.split.square == side:
+        return cut_out(request, images, start=fn.cast(offset, dtype=types.INT32), shape=[cut, cut]), {}
+    size = fn.cast(shape_of(request, images)[:2], dtype=types.FLOAT)
     # What `augment.centre_square` says, as a graph.
     scale = fn.reductions.min(size) / float(side)
     resized = dali_math.floor(size / scale + 0.5)
@@ -258,12 +275,15 @@ def crop_of_resized(request: Request, encoded: Any, offset: Any, cut: int) -> An
     reach = dali_math.ceil(dali_math.max(scale, 1.0)) + 1.0
     lowest = dali_math.max(dali_math.floor(start - reach), 0.0)
     highest = dali_math.min(dali_math.ceil(end + reach), size)
-    window = {"start": fn.cast(lowest, dtype=types.INT32), "end": fn.cast(highest, dtype=types.INT32), "axes": [0, 1]}
+    whole = {"start": fn.cast(lowest, dtype=types.INT32), "end": fn.cast(highest, dtype=types.INT32)}
+    return cut_out(request, images, **whole), {"roi_start": start - lowest, "roi_end": end - lowest}
+
+
+def cut_out(request: Request, images: Any, **window: Any) -> Any:
+    """A window of each picture in whole pixels, height before width: decoded alone where it is not pixels already."""
     if request.split.raw:
-        images = fn.slice(encoded, **window)
-    else:
-        images = fn.decoders.image_slice(encoded, **window, **decoder_arguments(request))
-    return fn.resize(on_device(request, images), size=[cut, cut], roi_start=start - lowest, roi_end=end - lowest)
+        return fn.slice(images, axes=[0, 1], **window)
+    return fn.decoders.image_slice(images, axes=[0, 1], **window, **decoder_arguments(request))
 
 
 def shape_of(request: Request, images: Any) -> Any:
@@ -275,3 +295,6 @@ def colour_jitter(images: Any, jitter: Any) -> Any:
     """Brightness, contrast, saturation and hue changed by each image's (4,) numbers in one pass; uint8 in and out."""
     names = ("brightness", "contrast", "saturation", "hue")
     return fn.color_twist(images, **{name: jitter[place] for place, name in enumerate(names)})
+
+
+PARTS = {"storage": copied, "decode": decoded, "augment": prepared}

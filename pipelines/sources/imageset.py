@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 DIGEST_CHARACTERS = 16
+SIZES_ASKED = 1000
 
 StrPath = str | os.PathLike[str]
 Progress = Callable[[int, int], None]  # how many are done so far, and of how many: shards, files or images
@@ -39,6 +40,17 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def image_bytes(self) -> float | None:
+        """Bytes of an image as it lies on the disk, the mean over some spread evenly; None where a file cannot be asked."""
+        if self.spans is not None:
+            return float(self.spans[:, 1].mean()) if len(self.spans) else None
+        try:
+            sizes = [os.path.getsize(file) for file in self.files[:: max(1, len(self.files) // SIZES_ASKED)]]
+        except OSError:
+            return None
+        return sum(sizes) / len(sizes) if sizes else None
 
 
 @dataclass(frozen=True)
