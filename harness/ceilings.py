@@ -1,40 +1,257 @@
-"""The same workload with a part taken away: what its input alone and its model alone can do."""
+"""The same workload with a part taken away, and the devices' own peaks, each until its speed is sure."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from harness import probes
+from harness.agree import Ranks
+from harness.config import RunConfig
+from harness.heartbeat import Place
 from harness.measure import Workload, synchronise
-from harness.trial import Alone
+from harness.metrics.intervals import relative_half_width
+from harness.progress import Teller
+from harness.schemes import DTYPES
+from harness.trial import Alone, MemoryPoint, Peak
+from harness.workload import Built
+
+BLOCK_S = 0.5
+BLOCKS_MIN = 4
+ALONE_MIN_S = 2.0
+ALONE_MAX_S = 8.0
+SURE_WITHIN = 0.02
+PEAK_S = 0.5
+QUEUED_STEPS = 3
+CYCLES_PER_S = 2e9  # no GPU's clock is much faster: a pause of so many cycles is no shorter than asked
+POINTS = (8, 4)  # a step on an eighth and on a quarter of the images tell how memory grows with them
 
 
-def input_alone(workload: Workload, seconds: float, drain: int) -> Alone:
-    """Take batches and train on none. The first `drain` were decoded ahead, before the clock: they do not count."""
-    for _ in range(drain):
-        next(workload.batches)
-    synchronise(workload.device)
-    start_s = time.perf_counter()
-    batches = 0
-    while time.perf_counter() - start_s < seconds or batches < drain:
-        next(workload.batches)
-        batches += 1
-        if workload.device.type == "cuda":
-            # Nothing else here waits for the decoder. The stream and not the device: batches decoded ahead go on.
-            torch.cuda.current_stream(workload.device).synchronize()
-    return Alone(batches * workload.images_per_step, start_s, time.perf_counter())
+@dataclass
+class Surroundings:
+    """What measuring needs of the run around it: the rank's heartbeat, its word to a person, and the other ranks."""
+
+    config: RunConfig
+    built: Built
+    ranks: Ranks
+    teller: Teller
+    beat: Callable[[Place], None]
+
+    @property
+    def workload(self) -> Workload:
+        return self.built.workload
+
+    def begin(self, part: str) -> None:
+        self.teller.tell(part)
+        self.beat("measuring the parts alone")
+        self.ranks.wait_for_all()
 
 
-def model_alone(workload: Workload, resident: Any, steps: int, tell: Callable[[int], None]) -> Alone:
+# --- parts of the workload ----------------------------------------------------------------------------------------
+
+
+def until_sure(around: Surroundings, block: Callable[[], None], images: int) -> Alone:
+    """Blocks of so many images, the ranks side by side, until rank 0 is sure of their mean or has spent ALONE_MAX_S.
+
+    A block returns when its work is done.
+    """
+    begun_s = now_s = time.perf_counter()
+    block_s: list[float] = []
+    while True:
+        block()
+        around.beat("measuring the parts alone")
+        before_s, now_s = now_s, time.perf_counter()
+        block_s.append(now_s - before_s)
+        sure = len(block_s) >= BLOCKS_MIN and relative_half_width(block_s) <= SURE_WITHIN
+        spent_s = now_s - begun_s
+        if around.ranks.agree(float((sure and spent_s >= ALONE_MIN_S) or spent_s >= ALONE_MAX_S)):
+            return Alone(len(block_s) * images, begun_s, now_s, tuple(block_s))
+
+
+def input_alone(around: Surroundings) -> Alone:
+    """Take batches and train on none. Those decoded ahead are taken before the clock: they do not count."""
+    workload, ahead = around.workload, (around.config.prefetch or 1) + 1
+
+    def take(batches: int) -> None:
+        for _ in range(batches):
+            next(workload.batches)
+            wait_for_stream(workload.device)
+
+    return until_sure(around, *blocks_of(around, take, ahead, workload.images_per_step))
+
+
+def part_alone(around: Surroundings, part: str) -> Alone | None:
+    """The input cut short after `part`; None where this pipeline cannot be cut there."""
+    shortened = around.built.shortened(part)
+    if shortened is None:
+        return None
+
+    def take(batches: int) -> None:
+        for _ in range(batches):
+            next(shortened)
+            wait_for_stream(around.workload.device)
+
+    try:
+        ahead = (around.config.prefetch or 1) + 1
+        return until_sure(around, *blocks_of(around, take, ahead, around.workload.images_per_step))
+    finally:
+        shortened.close()
+
+
+def blocks_of(
+    around: Surroundings, take: Callable[[int], None], ahead: int, images: int
+) -> tuple[Callable[[], None], int]:
+    """A block of batches that lasts about BLOCK_S and holds at least those made ahead, and its images."""
+    take(ahead)
+    begun_s = time.perf_counter()
+    take(ahead)
+    a_batch_s = around.ranks.agree((time.perf_counter() - begun_s) / ahead)
+    batches = max(ahead, round(BLOCK_S / max(a_batch_s, 1e-6)))
+    around.ranks.wait_for_all()
+    return lambda: take(batches), batches * images
+
+
+def wait_for_stream(device: torch.device) -> None:
+    if device.type == "cuda":
+        # Nothing else here waits for the decoder. The stream and not the device: batches decoded ahead go on.
+        torch.cuda.current_stream(device).synchronize()
+
+
+def model_alone(around: Surroundings, resident: Any, step_s: float) -> Alone:
     """Train on one resident batch, whose pixels need no input path."""
+    workload, steps = around.workload, max(1, round(BLOCK_S / step_s))
     workload.step(resident)
     synchronise(workload.device)
-    start_s = time.perf_counter()
-    for done in range(1, steps + 1):
-        workload.step(resident)
-        tell(done)
+    around.ranks.wait_for_all()
+
+    def block() -> None:
+        for _ in range(steps):
+            workload.step(resident)
+        synchronise(workload.device)
+
+    return until_sure(around, block, steps * workload.images_per_step)
+
+
+def model_queued(around: Surroundings, resident: Any) -> Alone | None:
+    """A few steps that a GPU was asked for before it could begin the first, so that it waits for the host in none.
+
+    None on a CPU, and where the host was too slow even so.
+    """
+    workload = around.workload
+    if workload.device.type != "cuda":
+        return None
     synchronise(workload.device)
-    return Alone(steps * workload.images_per_step, start_s, time.perf_counter())
+    begun_s = time.perf_counter()
+    workload.step(resident)
+    host_s = time.perf_counter() - begun_s
+    synchronise(workload.device)
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(int(2 * QUEUED_STEPS * host_s * CYCLES_PER_S))
+    start.record()
+    for _ in range(QUEUED_STEPS):
+        workload.step(resident)
+    stop.record()
+    in_time = not start.query()
+    synchronise(workload.device)
+    seconds = start.elapsed_time(stop) / 1000
+    return Alone(QUEUED_STEPS * workload.images_per_step, 0.0, seconds) if in_time else None
+
+
+def input_while_training(around: Surroundings, resident: Any, step_s: float) -> Alone:
+    """What the input gives while the model trains on a batch that is already there, and neither waits for the other."""
+    workload, taken, over = around.workload, [0], threading.Event()
+
+    def drain() -> None:
+        with own_stream(workload.device):
+            while not over.is_set():
+                next(workload.batches)
+                wait_for_stream(workload.device)
+                taken[0] += 1
+
+    workload.step(resident)
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    try:
+        around.ranks.wait_for_all()
+        before, begun_s = taken[0], time.perf_counter()
+        for _ in range(max(2, round(ALONE_MIN_S / step_s))):
+            workload.step(resident)
+            around.beat("measuring the parts alone")
+        synchronise(workload.device)
+        batches, ended_s = taken[0] - before, time.perf_counter()
+    finally:
+        over.set()
+        thread.join()
+    return Alone(batches * workload.images_per_step, begun_s, ended_s)
+
+
+def own_stream(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A stream beside the one that trains, which would otherwise wait for every batch."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def parts_alone(around: Surroundings, step_s: float, *, full: bool) -> Iterator[tuple[str, Alone]]:
+    """Every part by its name, as soon as it is measured; `full` tells the input's parts apart too."""
+    workload, config = around.workload, around.config
+    batch = next(workload.batches)
+    resident = type(batch)(*(part.clone() for part in batch))
+    # A batch that is always there has no input path whose speed could be told.
+    if config.pipeline != "synthetic":
+        around.begin("input")
+        yield "input", input_alone(around)
+    for part in ("model", "no_comm") if around.ranks.count > 1 else ("model",):
+        with around.built.without_communication() if part == "no_comm" else contextlib.nullcontext():
+            if part == "no_comm":
+                # What parts of a network exchange is in their graph, which is compiled once more without it, each rank for itself.
+                around.beat("compiling")
+                workload.step(resident)
+                synchronise(workload.device)
+            around.begin(part)
+            yield part, model_alone(around, resident, step_s)
+            queued = model_queued(around, resident) if part == "no_comm" or around.ranks.count == 1 else None
+            if queued is not None:
+                yield "queued", queued
+    if full and config.pipeline != "synthetic":
+        around.begin("input_while_training")
+        yield "input_while_training", input_while_training(around, resident, step_s)
+        for part in ("storage", "decode"):
+            around.begin(part)
+            if (alone := part_alone(around, part)) is not None:
+                yield part, alone
+
+
+# --- the devices --------------------------------------------------------------------------------------------------
+
+
+def peaks(around: Surroundings) -> dict[str, Peak]:
+    """What this rank's device does in matrix products of the run's precision and in copies, beside the other ranks'."""
+    device, dtype = around.workload.device, DTYPES[around.config.precision]
+    around.begin("peaks")
+    gemm = probes.matrix_product(device, dtype, PEAK_S)
+    around.ranks.wait_for_all()
+    return {"gemm": gemm, "copy": probes.copy(device, PEAK_S)}
+
+
+def memory_points(workload: Workload, like: Any) -> tuple[MemoryPoint, ...]:
+    """After a step that did not fit: what steps on fewer images take of the card, by all accounts; () where they do not fit either.
+
+    `like` is a batch, of whose images the first are taken.
+    """
+    points = []
+    for share in POINTS:
+        torch.cuda.empty_cache()
+        few = type(like)(*(part[: max(1, len(part) // share)] for part in like))
+        try:
+            workload.step(few)
+            synchronise(workload.device)
+        except torch.cuda.OutOfMemoryError:
+            return ()
+        free, total = torch.cuda.mem_get_info(workload.device)
+        points.append(MemoryPoint(len(few.labels), total - free))
+    return tuple(points)

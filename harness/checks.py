@@ -7,13 +7,12 @@ was derived and not tuned.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -23,20 +22,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
-from harness import environment, resolve, workload
+from harness import environment, resolve, seeded, workload
 from harness.config import RunConfig
+from harness.metrics.validity import SEEDED_STEP_MOST
 from harness.recipes import settings
 from harness.schemes import scheme_of
+from harness.seeded import Build, largest, least
 from models import lrn
-from models.shares import part_of
 from pipelines.sources.imageset import Split
 
 Operation = Callable[[Tensor], Tensor]
-Build = Callable[[RunConfig, workload.Rank], nn.Module]
 
 COLUMNS = 2
 # What layers 1 and 2 hand to their normalisation (section 3.5): channels, places a side.
@@ -46,14 +45,8 @@ LAYERS = ((96, 55), (256, 27))
 # power of a few units in the last place on a GPU, and the products around them.
 UNIT = 2.0**-24
 WORK = 32 * UNIT
-# Two orders of one float32 sum of K products differ by about sqrt(K) units; the network has eight layers, forward and
-# backward, and the longest sum is fc6's 9,216.
-STEP_BOUND = 2 * 8 * math.sqrt(9216) * UNIT
-# Rounding can also turn a max-pool's winner, which moves a gradient by a thousandth: rare, and another one in every draw
-# of images. A fault is in all of them, so the least difference of five draws is judged.
-DRAWS = 5
-IMAGES = 2
-
+CLASSES = 10
+STEP_BOUND = SEEDED_STEP_MOST["fp32"]
 # A kernel at the memory's limit is as fast as a copy; launching, tails and the arithmetic may take this much away.
 COPY_SHARE = 0.7
 # Bytes a kernel need move, in passes over x of two-byte numbers: reads and writes of whole activations, and for the block
@@ -173,16 +166,6 @@ def excess(found: Tensor, expected: Tensor, magnitude: Tensor) -> float:
     return float(((found.cpu().double() - expected).abs() / allowed).max())
 
 
-def largest(values: Iterable[float]) -> float:
-    """The largest, or NaN if one of them is; `max` would overlook it."""
-    return float(torch.tensor(list(values), dtype=torch.float64).max())
-
-
-def least(values: Iterable[float]) -> float:
-    """The least, or NaN if one of them is."""
-    return -largest(-value for value in values)
-
-
 # --- bandwidth ----------------------------------------------------------------------------------------------------
 
 
@@ -259,64 +242,20 @@ def step_config(device: torch.device, ranks: int = 1, **changes: Any) -> RunConf
     return resolve.resolve(asked, environment.cpu_cores_usable(), environment.visible_gpus(), compiler=compiler)
 
 
-def network(config: RunConfig, rank: workload.Rank) -> nn.Module:
-    """The network that `run` builds; in evaluation mode, for dropout would make every step another one."""
-    workload.exact_fp32()
-    scheme = scheme_of(config, rank.index)
-    return scheme.wrapped(workload.build_network(config, 10, rank, scheme), config, rank.device).eval()
-
-
-def pictures(seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images of raw pixels minus their mean, and labels."""
-    generator = torch.Generator().manual_seed(seed)
-    images = 256 * torch.rand((IMAGES, 3, 224, 224), generator=generator) - 128
-    return images.to(device, memory_format=torch.channels_last), torch.arange(IMAGES, device=device)
-
-
-def gradients(net: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
-    """The loss, and its gradient towards each parameter, until the next call."""
-    net.zero_grad()
-    loss = F.cross_entropy(net(images), labels)
-    loss.backward()
-    return [loss.detach(), *(parameter.grad for parameter in net.parameters() if parameter.grad is not None)]
-
-
-def gradients_by_name(net: nn.Module, images: Tensor, labels: Tensor, divisor: int = 1) -> dict[str, Tensor]:
-    """Of each parameter of a network, wrapped or not; of several columns the first alone has logits."""
-    net.zero_grad()
-    logits = net(images)
-    (F.cross_entropy(logits, labels[: len(logits)]) / divisor).backward()
-    named = {name.removeprefix("module."): parameter.grad for name, parameter in net.named_parameters()}
-    return {name: gradient for name, gradient in named.items() if gradient is not None}
-
-
-def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest distance of two tensors of the lists, as a share of the expected one's norm."""
-    pairs = zip(found, expected, strict=True)
-    return largest(float((one - other).norm() / other.norm()) for one, other in pairs)
-
-
-def least_of_draws(distances: Iterable[float], agreed: Callable[[bool], bool] = bool) -> float:
-    """The least distance; the first within the bound ends it, where `agreed` says that all ranks have one."""
-    seen = []
-    for distance in distances:
-        seen.append(distance)
-        if agreed(distance <= STEP_BOUND):
-            break
-    return least(seen)
-
-
-def compiled_step(device: torch.device, build: Build = network) -> Measured:
+def compiled_step(device: torch.device, build: Build = workload.build_network) -> Measured:
     """Loss and gradients of the compiled step against eager ones."""
-    rank = workload.Rank(0, 1, device)
-    eager, compiled = (build(step_config(device, compile=mode), rank) for mode in ("off", "on"))
-    draws = (pictures(seed, device) for seed in range(DRAWS))
-    distances = (apart(gradients(compiled, *each), gradients(eager, *each)) for each in draws)
-    return Measured(least_of_draws(distances), "of the norm", STEP_BOUND)
+    workload.exact_fp32()
+    found = seeded.distance(
+        step_config(device, compile="on"), CLASSES, workload.Rank(0, 1, device), seeded.WHOLE, build
+    )
+    return Measured(found, "of the norm", STEP_BOUND)
 
 
 def two_ranks(
-    device: torch.device, build: Build = network, timeout_s: float = RANKS_TIMEOUT_S, parallel: str = "data"
+    device: torch.device,
+    build: Build = workload.build_network,
+    timeout_s: float = RANKS_TIMEOUT_S,
+    parallel: str = "data",
 ) -> Measured:
     """Gradients of a step that two ranks share, against those of one process on all images."""
     if device.type == "cuda" and torch.cuda.device_count() < RANKS:
@@ -354,23 +293,9 @@ def rank_main(index: int, kind: str, build: Build, timeout_s: float, folder: str
         world_size=RANKS,
         timeout=timedelta(seconds=timeout_s),
     )
+    workload.exact_fp32()
     config = step_config(device, ranks=RANKS, compile="off", parallel=parallel)
-    together = build(config, workload.Rank(index, RANKS, device))
-    alone = build(step_config(device, compile="off"), workload.Rank(0, 1, device))
-    # Two columns see the same images; otherwise each rank has its own, and where gradients are summed its loss is half the job's.
-    mine = slice(None) if parallel == "columns" else slice(index, IMAGES, RANKS)
-    divisor = RANKS if parallel == "hybrid" else 1
-
-    def distance(images: Tensor, labels: Tensor) -> float:
-        ours = gradients_by_name(together, images[mine], labels[mine], divisor)
-        expected = part_of(gradients_by_name(alone, images, labels), ours, index)
-        return apart(list(ours.values()), list(expected.values()))
-
-    def agreed(within: bool) -> bool:
-        word = torch.tensor(within, dtype=torch.float32, device=device)
-        dist.all_reduce(word, dist.ReduceOp.MIN)
-        return bool(word)
-
-    found = least_of_draws((distance(*pictures(seed, device)) for seed in range(DRAWS)), agreed)
+    rank = workload.Rank(index, RANKS, device)
+    found = seeded.distance(config, CLASSES, rank, scheme_of(config, index), build)
     Path(folder, f"rank-{index}").write_text(str(found))
     dist.destroy_process_group()

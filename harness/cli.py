@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import models
 import pipelines
-from harness.config import AskedWrongly, RunConfig, real
+from harness.config import AskedWrongly, RunConfig, real, whole
 from harness.data import add_data
 from harness.forecast import add_predict
 from harness.recipes import LENGTHS, RECIPES, settings
@@ -81,6 +81,14 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="say what this machine has and lacks, and the lines that mend it")
     doctor.add_argument("--certify", action="store_true", help="also run the code on its devices: two minutes")
     doctor.add_argument("--data", metavar="FOLDER", help="pictures for --certify (default: the embedded set)")
+    doctor.add_argument("--box", action="store_true", help="is the machine itself well? A minute, red lines first")
+    doctor.add_argument(
+        "--seconds", type=real(0, above=True), metavar="N", help="go on with --box for so long, as a soak"
+    )
+    doctor.add_argument(
+        "--noise", action="store_true", help="run one thing again and again: what compare may call a difference here"
+    )
+    doctor.add_argument("--launches", type=whole(1), metavar="N", help="launches of --noise (default 20)")
     doctor.set_defaults(call=run_doctor)
 
     add_data(commands, Parser)
@@ -217,8 +225,13 @@ def run_table(arguments: argparse.Namespace) -> int:
 def run_doctor(arguments: argparse.Namespace) -> int:
     from harness import doctor
 
-    if arguments.data and not arguments.certify:
-        raise AskedWrongly("--data was given and doctor looks at pictures only with --certify: add it")
+    for flag, needs in (("data", "certify"), ("seconds", "box"), ("launches", "noise")):
+        if getattr(arguments, flag) is not None and not getattr(arguments, needs):
+            raise AskedWrongly(f"--{flag} was given and means something only with --{needs}: add it")
+    if arguments.box or arguments.noise:
+        if arguments.box + arguments.noise + arguments.certify > 1:
+            raise AskedWrongly("--box, --noise and --certify each want the machine to themselves: ask for one of them")
+        return run_box(arguments) if arguments.box else run_noise(arguments)
     status = doctor.main()
     if arguments.certify:
         from harness import certify
@@ -226,6 +239,18 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         print()
         status = max(status, certify.main(arguments.data))
     return status
+
+
+def run_box(arguments: argparse.Namespace) -> int:
+    from harness import box
+
+    return box.main(arguments.seconds)
+
+
+def run_noise(arguments: argparse.Namespace) -> int:
+    from harness import noise
+
+    return noise.main(arguments.launches or noise.LAUNCHES)
 
 
 def stop(number: int, _frame: object) -> NoReturn:

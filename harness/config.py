@@ -105,6 +105,8 @@ class RunConfig:
     launches: int = asked("bookkeeping", "fresh processes, a row each; three or more give an interval", 1, parse=whole(1))
     seed: int = asked("bookkeeping", "seed of weights, order and augmentation", 1, parse=whole(0, 2**62))
     evaluate_every: int | None = asked("bookkeeping", "also evaluate after every this many images", None, parse=whole(1))
+    limits: str = asked("bookkeeping", "after training: input and model alone (brief), or also the input while training, reading and decoding alone (full)", "brief", choices=("brief", "full"))
+    profile: int | None = asked("bookkeeping", "write a trace of this many steps after the timed ones; such a run is never ranked", None, parse=whole(1, 1000))
     heartbeat: float = asked("bookkeeping", "seconds after which a rank that does not move is named and the job ended; also how long ranks wait to meet", 120.0, parse=real(1))
     label: str = asked("bookkeeping", "your name for this box or experiment", "")
     recipe: str = asked("bookkeeping", "named settings that a typed flag beats", "smoke")

@@ -18,6 +18,7 @@ from typing import Any
 
 from harness import environment, results
 from harness.config import AskedWrongly, RunConfig
+from harness.forecast.cards import datasheet_tflop_per_s
 from harness.progress import PHASES, last_phase
 from harness.rows import SCHEMA_VERSION, row_of
 from harness.trial import RankTrial, Trial, from_json
@@ -59,8 +60,9 @@ class Launch:
                 "train_images": len(images.train),
                 "val_images": len(images.val) if images.val else 0,
                 "excluded_images": images.excluded,
+                "image_bytes": bytes_on_a_disk(config, images),
             },
-            "machine": environment.machine(ranks_here if config.on_gpu else 0, Path(images.train.files[0]).parent),
+            "machine": machine_of(config, images, ranks_here),
         }
         launch = cls(results.run_folder(table, run_id), config, number == 1, told)
         launch.folder.mkdir(parents=True)
@@ -118,6 +120,8 @@ class Launch:
             ranks_share_cores_with_input=not self.config.on_gpu,
             ranks=tuple(trials),
             failure=failure,
+            precision=self.config.precision,
+            image_bytes=self.told["dataset"].get("image_bytes"),
         )
 
     def finish(self, table: Path, record: dict[str, Any]) -> dict[str, str]:
@@ -137,6 +141,19 @@ class Launch:
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.let_go()
+
+
+def bytes_on_a_disk(config: RunConfig, images: ImageSet) -> float | None:
+    """Of an image on average; None where none is read from a disk."""
+    on_disk = environment.filesystem_of(Path(images.train.files[0]).parent) not in ("tmpfs", "ramfs")
+    return images.train.image_bytes if on_disk and config.pipeline != "synthetic" else None
+
+
+def machine_of(config: RunConfig, images: ImageSet, ranks_here: int) -> dict[str, Any]:
+    """The machine's columns, and beside them what the datasheet promises of the GPUs that run."""
+    found = environment.machine(ranks_here if config.on_gpu else 0, Path(images.train.files[0]).parent)
+    each = datasheet_tflop_per_s(found.get("gpu_name"), config.precision)
+    return {**found, "gpu_datasheet_tflop_per_s": each * config.ranks if each else None}
 
 
 def new_group_id() -> str:

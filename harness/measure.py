@@ -6,28 +6,35 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.trial import Window
+from harness.trial import Meters, Window
 
 
 @dataclass
 class Workload:
     """All that the loop knows of what it runs.
 
-    `batches` yields `pipelines.Batch` on `device`, always of `images_per_step` images (this rank's); `step` trains on
-    one and returns its mean loss and its count of right answers as tensors that stay on the device.
+    `batches` yields `pipelines.Batch` on `device`, always of `images_per_step` images (this rank's); `gradients` computes
+    those of one and returns its mean loss and its count of right answers as tensors that stay on the device; `update`
+    changes the weights by them.
     """
 
     batches: Iterator[Any]
-    step: Callable[[Any], tuple[Tensor, Tensor]]
+    gradients: Callable[[Any], tuple[Tensor, Tensor]]
+    update: Callable[[], None]
     images_per_step: int
     device: torch.device
+
+    def step(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """One training step: loss and right answers."""
+        told = self.gradients(batch)
+        self.update()
+        return told
 
 
 class Interrupted(BaseException):
@@ -42,13 +49,15 @@ def synchronise(device: torch.device) -> None:
 class Laps:
     """Moments on the clock that does the work: CUDA events on the current stream, or the host's clock for a CPU.
 
-    The host runs ahead of a GPU, so only the GPU's own clock can tell for how long it had no batch.
+    The host runs ahead of a GPU, so only the GPU's own clock can tell for how long it had no batch. Four moments a step.
     """
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
         self._ends: list[Any] = []
         self._arrivals: list[Any] = []
+        self._gradients: list[Any] = []
+        self._updates: list[Any] = []
 
     def _now(self) -> Any:
         if not self._cuda:
@@ -64,17 +73,25 @@ class Laps:
     def batch_arrived(self) -> None:
         self._arrivals.append(self._now())
 
-    def _between(self, start: Any, stop: Any) -> float:
-        return float(start.elapsed_time(stop) if self._cuda else 1000 * (stop - start))
+    def gradients_computed(self) -> None:
+        self._gradients.append(self._now())
 
-    def step_ms(self) -> tuple[float, ...]:
+    def weights_updated(self) -> None:
+        self._updates.append(self._now())
+
+    def _between(self, starts: list[Any], stops: list[Any]) -> tuple[float, ...]:
         """Milliseconds of every step that ended; the device must have been synchronised."""
-        return tuple(self._between(start, stop) for start, stop in pairwise(self._ends))
+        ended = zip(starts[: len(self._ends) - 1], stops, strict=False)
+        return tuple(float(a.elapsed_time(b) if self._cuda else 1000 * (b - a)) for a, b in ended)
 
-    def wait_ms(self) -> tuple[float, ...]:
-        """Milliseconds of every step that ended from its beginning to its batch."""
-        begun = self._ends[:-1]
-        return tuple(self._between(start, stop) for start, stop in zip(begun, self._arrivals, strict=False))
+    def told(self) -> dict[str, tuple[float, ...]]:
+        """The milliseconds of a Window."""
+        return {
+            "step_ms": self._between(self._ends, self._ends[1:]),
+            "wait_ms": self._between(self._ends, self._arrivals),
+            "compute_ms": self._between(self._arrivals, self._gradients),
+            "optimiser_ms": self._between(self._gradients, self._updates),
+        }
 
 
 class NewestLoss:
@@ -136,35 +153,58 @@ def on_host(tensors: list[Tensor]) -> np.ndarray[Any, Any]:
 
 
 class TimedWindow:
-    """One window in the making; `told` may be asked at any moment, also after an interruption in its middle."""
+    """One window in the making; `told` may be asked at any moment, also after an interruption in its middle.
 
-    def __init__(self, workload: Workload, recording: Recording):
-        self._workload, self._recording = workload, recording
+    `meters` is read at its two ends, outside the clock.
+    """
+
+    def __init__(self, workload: Workload, recording: Recording, meters: Callable[[], Meters] = Meters):
+        self._workload, self._recording, self._meters = workload, recording, meters
         self._laps = Laps(workload.device)
         self._start_s = self._stop_s = 0.0
+        self._unadjusted_s: float | None = None
+        self._opened: Meters | None = None
+        self._closed: Meters | None = None
 
     def run(self, steps: int, after_step: Callable[[int, Tensor], bool]) -> None:
         """Take `steps` steps, or fewer once `after_step(steps done, newest loss)` says to stop."""
-        batches, step, keep = self._workload.batches, self._workload.step, self._recording.keep
-        laps, clock = self._laps, time.perf_counter
-        synchronise(self._workload.device)
-        self._start_s = clock()
+        workload, keep, laps = self._workload, self._recording.keep, self._laps
+        synchronise(workload.device)
+        self._opened = self._meters()
+        began, self._start_s = unadjusted_clock_s(), time.perf_counter()
         laps.end_step()
         try:
             for done in range(1, steps + 1):
-                batch = next(batches)
+                batch = next(workload.batches)
                 laps.batch_arrived()
-                loss, correct = step(batch)
+                loss, correct = workload.gradients(batch)
+                laps.gradients_computed()
+                workload.update()
+                laps.weights_updated()
                 keep(batch, loss, correct, count_indices=True)
                 laps.end_step()
                 if after_step(done, loss):
                     break
         finally:
-            synchronise(self._workload.device)
-            self._stop_s = clock()
+            synchronise(workload.device)
+            self._stop_s, ended = time.perf_counter(), unadjusted_clock_s()
+            self._unadjusted_s = ended - began if began is not None and ended is not None else None
+            self._closed = self._meters()
 
     def told(self) -> Window:
-        return Window(self._start_s, self._stop_s, self._laps.step_ms(), self._laps.wait_ms())
+        return Window(
+            self._start_s,
+            self._stop_s,
+            **self._laps.told(),
+            unadjusted_s=self._unadjusted_s,
+            opened=self._opened,
+            closed=self._closed,
+        )
+
+
+def unadjusted_clock_s() -> float | None:
+    """A second clock, which neither Python's nor the network's time can have turned; None where there is none."""
+    return time.clock_gettime(time.CLOCK_MONOTONIC_RAW) if hasattr(time, "CLOCK_MONOTONIC_RAW") else None
 
 
 def untimed_steps(workload: Workload, recording: Recording, steps: int) -> float:

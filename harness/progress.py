@@ -26,9 +26,15 @@ PHASES = {
     "settle": "settling",
     "timed": "timed",
     "evaluate": "evaluating",
+    "profile": "profiling",
     "input": "input alone",
     "model": "model alone",
     "no_comm": "no communication",
+    "input_while_training": "input in training",
+    "storage": "reading alone",
+    "decode": "decoding alone",
+    "peaks": "device's peaks",
+    "seeded": "checking a step",
     "done": "done",
 }
 

@@ -118,7 +118,7 @@ def be_a_rank(launch: folders.Launch, images: ImageSet | None = None) -> dict[st
             shown = open_images(config)
             must_agree({"the data": shown.dataset_id}, "another program has changed it: start again")
         seen.heartbeat = Heartbeat(store, rank.index, rank.count, config.heartbeat, on_hang, config.on_gpu)
-        run(config, shown, rank, seen, teller, signals, launch.limits)
+        run(config, shown, rank, seen, teller, signals, launch.limits, launch.folder if here else None)
 
     ended, failure, status = attempt(work, signals)
     signals.deferred = True

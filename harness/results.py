@@ -16,7 +16,8 @@ from statistics import fmean
 from typing import Any
 
 from harness.config import AskedWrongly
-from harness.metrics import evaluation_points, images_a_step, job_losses, timed_s
+from harness.metrics.learning import evaluation_points, images_a_step, job_losses
+from harness.metrics.speed import timed_s
 from harness.rows import COLUMNS, SCHEMA_VERSION, SINCE, cell, identities, row_of, words
 from harness.trial import Trial, from_json
 
@@ -42,9 +43,10 @@ def write_record(folder: Path | str, record: dict[str, Any]) -> None:
 
 
 def strict(value: Any) -> Any:
-    """`value` as JSON has it: lists, and "nan", "inf" or "-inf" for what JSON cannot say."""
+    """`value` as JSON has it: lists, and "nan", "inf" or "-inf" for what JSON cannot say; of samples, only what a sensor told."""
     if isinstance(value, dict):
-        return {key: strict(item) for key, item in value.items()}
+        sampled = "at_s" in value
+        return {key: strict(item) for key, item in value.items() if not sampled or item is not None}
     if isinstance(value, (list, tuple)):
         return [strict(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,7 +17,7 @@ from harness.config import RunConfig, names
 from harness.metrics import METRICS
 from harness.trial import Trial, from_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STATUSES = ("failed", "interrupted", "oom", "diverged", "invalid", "throttled", "contaminated", "ok")
 COUNTS = ("throttled", "contaminated", "ok")  # with a warning unless ok
 CELL_CHARACTERS_MAX = 1000
@@ -37,20 +37,22 @@ WHO = words(
 DATASET = words("dataset_id source_form statistics_id classes train_images val_images excluded_images")
 MACHINE = words(
     "cpu_name cpu_cores_usable ram_gib os container numa_nodes gpu_uuids gpu_link gpu_power_limit_w "
-    "gpu_power_limit_default_w gpu_max_sm_clock_mhz pcie_gen_width driver_version torch torch_cuda dali dali_cuda triton "
+    "gpu_power_limit_default_w gpu_max_sm_clock_mhz gpu_datasheet_tflop_per_s pcie_gen_width driver_version torch torch_cuda dali dali_cuda triton "
     "cudnn nccl python harness git_commit data_filesystem"
 )
 SEEN = words(
-    "timed_steps timed_s images_counted within_launch_ci_low_images_per_s within_launch_ci_high_images_per_s step_ms_p95 "
-    "settled warmup_steps drift_pct_per_min compile_s block_build_s first_batch_s rank_skew_pct "
-    "no_comm_images_per_s input_while_training_images_per_s limit_images_per_s pct_of_limit data_wait_pct exposed_comm_pct "
+    "timed_steps timed_s images_counted within_launch_ci_low_images_per_s within_launch_ci_high_images_per_s effective_steps "
+    "step_ms_p95 outlier_steps settled warmup_steps drift_pct_per_min compile_s block_build_s first_batch_s rank_skew_pct "
+    "no_comm_images_per_s input_while_training_images_per_s decode_images_per_s storage_images_per_s limit_images_per_s "
+    "limit_half_width_pct pct_of_limit data_wait_pct compute_pct optimiser_pct host_gap_pct exposed_comm_pct "
     "exchange_mib_per_step exchange_kib_per_image "
     "model_tflop_per_s gemm_peak_tflop_per_s mfu_pct copy_gb_per_s "
     "gpu_peak_allocated_gib gpu_peak_reserved_gib gpu_peak_other_gib host_peak_rss_gib memory_growth_mib_per_1000_steps "
-    "gpu_utilisation_pct sm_clock_mhz_p50 power_w temperature_c_max power_capped_pct throttled_pct throttle_reasons "
-    "other_process_utilisation_pct disk_read_gb_per_s page_cache "
-    "epochs_done images_seen loss_first loss_last loss_at_100k_images loss_at_1m_images learning train_top1_error_pct "
-    "val_top1_error_pct val_top5_error_pct"
+    "images_per_gpu_expected_to_fit "
+    "gpu_utilisation_pct jpeg_utilisation_pct sm_clock_mhz_p50 power_w temperature_c_max power_capped_pct throttled_pct "
+    "throttle_reasons other_process_utilisation_pct host_load disk_read_gb_per_s page_cache "
+    "epochs_done images_seen loss_first loss_last loss_at_100k_images loss_at_1m_images learning seeded_step_distance "
+    "train_top1_error_pct val_top1_error_pct val_top5_error_pct"
 )
 # A dict keeps the first place of a name that is listed twice.
 COLUMNS = tuple(dict.fromkeys([*FIRST, *WHO, *(item.name for item in fields(RunConfig)), *DATASET, *MACHINE, *SEEN]))
@@ -67,7 +69,16 @@ IDENTITIES = {
 # Two tables for columns added after schema 1. IMPLIED: the cell that rows without the column implied, which therefore
 # enters no digest. SINCE: the schema_version that first filled a column; `verify` lets older rows leave it empty.
 IMPLIED: dict[str, str] = {"nodes": "1"}
-SINCE: dict[str, int] = {"exposed_comm_pct": 2}
+SINCE: dict[str, int] = {
+    "exposed_comm_pct": 2,
+    **dict.fromkeys(
+        words(
+            "within_launch_ci_low_images_per_s within_launch_ci_high_images_per_s effective_steps outlier_steps "
+            "drift_pct_per_min"
+        ),
+        3,
+    ),
+}
 
 
 def cell(value: Any) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 
+from harness.advice import bound, figure, next_step
+from harness.metrics.telemetry import LEAK_MIB_PER_1000_STEPS
 from harness.results import read_table
-from harness.rows import COUNTS, FIRST, STATUSES, ranks_of
+from harness.rows import FIRST, STATUSES, ranks_of
 
 HEADINGS = {
     "gpu_name": "ran on",
@@ -109,15 +111,6 @@ def markdown(lines: Sequence[dict[str, str]]) -> str:
 # --- the end of a run ---------------------------------------------------------------------------------------------
 
 
-def figure(cell: str, unit: str = "", digits: int = 3) -> str:
-    """`1,234 images/s`, to `digits` significant digits at least; a dash for an empty cell."""
-    if not cell:
-        return "-"
-    number = float(cell)
-    text = f"{number:,.0f}" if abs(number) >= 10 ** (digits - 1) else f"{number:.{digits}g}"
-    return f"{text} {unit}".strip()
-
-
 def counted(count: int, thing: str) -> str:
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
@@ -144,10 +137,20 @@ def speeds(row: dict[str, str]) -> str:
     return line
 
 
-def limits(row: dict[str, str]) -> str:
-    if not row["bound_by"] and not row["pct_of_limit"]:
-        return "not measured in this launch (the first of a group measures it)"
-    return f"bound by {row['bound_by'] or 'unknown'}; {figure(row['pct_of_model_alone'])} % of model alone, {figure(row['pct_of_limit'])} % of the limit of both"
+def shares(row: dict[str, str]) -> str:
+    """How near the limit it came, and where a step's time went."""
+    of_limit = (
+        f"{figure(row['pct_of_model_alone'])} % of model alone, {figure(row['pct_of_limit'])} % of the limit of both; "
+        if row["pct_of_limit"]
+        else ""
+    )
+    phases = {
+        "waiting for data": row["data_wait_pct"],
+        "gradients": row["compute_pct"],
+        "optimiser": row["optimiser_pct"],
+        "host": row["host_gap_pct"],
+    }
+    return of_limit + ", ".join(f"{name} {figure(share)} %" for name, share in phases.items() if share)
 
 
 def exchange(row: dict[str, str]) -> str:
@@ -160,8 +163,31 @@ def exchange(row: dict[str, str]) -> str:
 
 def memory(row: dict[str, str]) -> str:
     gpu = figure(row["gpu_peak_allocated_gib"])
-    on_gpu = f"{gpu} GiB of {figure(row['gpu_memory_gib'])} GiB GPU memory in torch, " if gpu != "-" else ""
-    return f"{on_gpu}{figure(row['host_peak_rss_gib'])} GiB of the host"
+    process = f" ({figure(row['gpu_peak_process_gib'])} GiB in all)" if row["gpu_peak_process_gib"] else ""
+    on_gpu = f"{gpu} GiB of {figure(row['gpu_memory_gib'])} GiB GPU memory in torch{process}, " if gpu != "-" else ""
+    growth = row["memory_growth_mib_per_1000_steps"]
+    leak = f"; it grows by {figure(growth)} MiB in 1,000 steps: a leak" if leaks(growth) else ""
+    return f"{on_gpu}{figure(row['host_peak_rss_gib'])} GiB of the host{leak}"
+
+
+def leaks(growth: str) -> bool:
+    return bool(growth) and float(growth) > LEAK_MIB_PER_1000_STEPS
+
+
+def sensors(row: dict[str, str]) -> str:
+    """What the machine's sensors saw; "" where it has none."""
+    told = {
+        "busy {} %": row["gpu_utilisation_pct"],
+        "JPEG engine {} %": row["jpeg_utilisation_pct"],
+        "{} MHz": row["sm_clock_mhz_p50"],
+        "{} W": row["power_w"],
+        "{} J an image": row["energy_j_per_image"],
+        "at most {} degrees": row["temperature_c_max"],
+        "power-capped {} % of the time": row["power_capped_pct"],
+        "slowed {} % of the time": row["throttled_pct"],
+        "others use {} % of it": row["other_process_utilisation_pct"],
+    }
+    return ", ".join(text.format(figure(value)) for text, value in told.items() if value)
 
 
 def errors(row: dict[str, str]) -> str:
@@ -170,34 +196,24 @@ def errors(row: dict[str, str]) -> str:
     return f"validation error top-1 {figure(row['val_top1_error_pct'])} %, top-5 {figure(row['val_top5_error_pct'])} % on {row['val_images']} images"
 
 
-def next_step(row: dict[str, str]) -> str:
-    """The most useful thing to try after this row."""
-    if row["status"] == "oom":
-        return f"--images-per-gpu {max(1, int(row['images_per_gpu']) // 2)}"
-    if row["status"] not in COUNTS:
-        return "mend the reason above: this speed does not count"
-    if row["bound_by"] == "input":
-        return f"more input threads (--dali-threads, now {row['dali_threads']}), or --augment rrc in place of a costlier one"
-    if row["learning"] == "too short":
-        return "a longer run (--steps 200 or more) to see it learn; --launches 3 for an interval"
-    if row["learning"] == "flat":
-        return "the loss is flat: try --init code2012 or a lower --learning-rate before trusting what it learns"
-    return "--launches 3 for an interval, then `compare` with another machine's table"
-
-
 def summary(row: dict[str, str], table: str) -> str:
     """The closing lines of one launch."""
     counts = f"status {row['status']}" + (f": {row['status_reason']}" if row["status_reason"] else "")
-    steps = f"p50 {figure(row['step_ms_p50'])} ms, p99 {figure(row['step_ms_p99'])} ms, {figure(row['data_wait_pct'])} % of the time waiting for data"
+    steps = f"p50 {figure(row['step_ms_p50'])} ms, p99 {figure(row['step_ms_p99'])} ms"
+    low, high = row["within_launch_ci_low_images_per_s"], row["within_launch_ci_high_images_per_s"]
+    interval = f"; within this launch {figure(low)} to {figure(high)} images/s" if low else ""
     learned = f"loss {figure(row['loss_first'])} -> {figure(row['loss_last'])} in {figure(row['images_seen'])} images; learning: {row['learning'] or 'unknown'}"
+    seen = sensors(row)
     lines = {
         "ran": f"{row['model']}, {row['precision']}, {row['images_per_gpu']} images a rank, {row['pipeline']} {row['augment']} on {row['dataset_id']} ({row['train_images']} images, {row['classes']} classes)",
         "on": where(row),
         "speed": speeds(row),
-        "limit": limits(row),
+        "limit": bound(row),
+        "time": shares(row),
         **({"exchange": exchange(row)} if ranks_of(row) > 1 else {}),
-        "step": f"{steps} ({row['timed_steps'] or 0} timed after {row['warmup_steps'] or 0} to warm up{'' if row['settled'] == 'true' else ', not settled'})",
+        "step": f"{steps} ({row['timed_steps'] or 0} timed after {row['warmup_steps'] or 0} to warm up{'' if row['settled'] == 'true' else ', not settled'}){interval}",
         "memory": memory(row),
+        **({"sensors": seen} if seen else {}),
         "learning": learned,
         "error": errors(row),
         "row": f"{counts}; {row['run_id']} in {table}",

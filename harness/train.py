@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import resource
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness import ceilings, metrics
+from harness import ceilings, seeded, trace
 from harness.agree import Ranks, clock_ahead_s, must_see_the_same
 from harness.config import RunConfig
 from harness.heartbeat import Heartbeat, Place
 from harness.measure import Interrupted, NewestLoss, Recording, TimedWindow, Workload, synchronise, untimed_steps
+from harness.metrics.intervals import is_steady
 from harness.progress import Teller
-from harness.trial import Alone, Evaluation, Window
-from harness.workload import Built, Rank, build, build_cpu_block
+from harness.telemetry import Telemetry
+from harness.trial import Alone, Evaluation, MemoryPoint, Meters, Window
+from harness.workload import Built, Rank, build, build_cpu_block, train_multiply_adds_per_image
 from pipelines.sources.imageset import ImageSet
 
 SETTLE_BLOCK_S = 0.5
-SETTLE_BLOCKS_MAX = 12
+SETTLE_BLOCKS_MAX = 24
 SETTLE_MAX_S = 20.0
-SETTLED_SPREAD = 0.05
-ALONE_S = 3.0
-ALONE_STEPS_MIN = 5
 PARAMETER_SAMPLES = 1000
 
 
@@ -47,6 +47,7 @@ class Seen:
     evaluations: list[Evaluation] = field(default_factory=list)
     alone: dict[str, Alone] = field(default_factory=dict)
     heartbeat: Heartbeat | None = None
+    telemetry: Telemetry | None = None
 
     def beat(self, place: Place) -> None:
         if self.heartbeat is not None:
@@ -114,7 +115,7 @@ def first_step(config: RunConfig, built: Built, seen: Seen) -> None:
 
 
 def settle(workload: Workload, images_per_step: int, seen: Seen, ranks: Ranks, teller: Teller) -> float:
-    """Take steps until three blocks of them agree, or the cap; seconds of a step, the same on all ranks."""
+    """Take blocks of steps until their times have stopped moving, or the cap; seconds of a step, the same on all ranks."""
     begun_s = time.perf_counter()
     step_s = ranks.agree(untimed_steps(workload, seen.recording, 1))
     seen.warmup_steps += 1
@@ -130,9 +131,10 @@ def settle(workload: Workload, images_per_step: int, seen: Seen, ranks: Ranks, t
             images_per_s=images_per_step / step_s,
             loss=float(seen.recording.losses[-1]),
         )
-        seen.settled = metrics.spread_of_last(blocks_ms) <= SETTLED_SPREAD
+        seen.settled = is_steady(blocks_ms)
         if ranks.agree(time.perf_counter() - begun_s) > SETTLE_MAX_S:
             break
+    seen.facts["settle_block_ms"] = tuple(blocks_ms)
     return step_s
 
 
@@ -159,7 +161,7 @@ def train_timed(
 ) -> None:
     workload, newest, done_before = built.workload, NewestLoss(built.workload.device), 0
     for steps in windows(total, config):
-        window = TimedWindow(workload, seen.recording)
+        window = TimedWindow(workload, seen.recording, seen.telemetry.meters if seen.telemetry else Meters)
         forget_peaks(workload.device)
         ranks.wait_for_all()
         begun_s = time.perf_counter()
@@ -189,11 +191,11 @@ def watched(workload: Workload, seen: Seen, waiting: Place = "waiting for a batc
             seen.beat(waiting)
             yield next(workload.batches)
 
-    def step(batch: Any) -> tuple[Tensor, Tensor]:
+    def gradients(batch: Any) -> tuple[Tensor, Tensor]:
         seen.beat("in a step")
-        return workload.step(batch)
+        return workload.gradients(batch)
 
-    return replace(workload, batches=batches(), step=step)
+    return replace(workload, batches=batches(), gradients=gradients)
 
 
 def evaluate(built: Built, seen: Seen, teller: Teller) -> None:
@@ -219,64 +221,112 @@ def note_peaks(device: torch.device, seen: Seen) -> None:
         seen.facts[name] = max(peak, seen.facts.get(name, 0))
 
 
-def measure_alone(config: RunConfig, built: Built, seen: Seen, ranks: Ranks, teller: Teller, step_s: float) -> None:
-    """Input alone and model alone (and without communication), with the ranks side by side as in training."""
-    workload = watched(built.workload, seen, "measuring the parts alone")
-    batch = next(workload.batches)
-    resident = type(batch)(*(part.clone() for part in batch))
-    assert config.prefetch is not None
-    if config.pipeline != "synthetic":
-        # A batch that is always there has no input path whose speed could be told.
-        teller.tell("input")
-        ranks.wait_for_all()
-        seen.alone["input"] = ceilings.input_alone(workload, ALONE_S, drain=config.prefetch + 1)
-    steps = max(ALONE_STEPS_MIN, math.ceil(ALONE_S / step_s))
-    for part in ("model", "no_comm") if ranks.count > 1 else ("model",):
-        teller.tell(part)
-        silenced = built.without_communication() if part == "no_comm" else contextlib.nullcontext()
-        with silenced:
-            if part == "no_comm":
-                # What parts of a network exchange is in their graph, which is compiled once more without it, each rank for itself.
-                seen.beat("compiling")
-                built.workload.step(resident)
-                synchronise(workload.device)
-            ranks.wait_for_all()
-            seen.alone[part] = ceilings.model_alone(workload, resident, steps, partial(tell_step, teller, part, steps))
-
-
-def tell_step(teller: Teller, part: str, steps: int, done: int) -> None:
-    teller.tell(part, step=done, steps=steps)
+def measure_limits(
+    config: RunConfig, built: Built, rank: Rank, classes: int, seen: Seen, ranks: Ranks, teller: Teller, step_s: float
+) -> None:
+    """The parts alone, the devices' peaks, and the seeded step, with the ranks side by side as in training."""
+    around = ceilings.Surroundings(config, built, ranks, teller, seen.beat)
+    unwatched, built.workload = built.workload, watched(built.workload, seen, "measuring the parts alone")
+    try:
+        for part, alone in ceilings.parts_alone(around, step_s, full=config.limits == "full"):
+            seen.alone[part] = alone
+        seen.facts["peaks"] = ceilings.peaks(around)
+    finally:
+        built.workload = unwatched
+    teller.tell("seeded")
+    seen.beat("compiling")
+    seen.facts["seeded_step_distance"] = seeded.distance(config, classes, rank, built.scheme)
 
 
 def run(
-    config: RunConfig, images: ImageSet, rank: Rank, seen: Seen, teller: Teller, signals: Signals, limits: bool
+    config: RunConfig,
+    images: ImageSet,
+    rank: Rank,
+    seen: Seen,
+    teller: Teller,
+    signals: Signals,
+    limits: bool,
+    folder: Path | None = None,
 ) -> None:
-    """Everything between the ranks' meeting and their parting."""
+    """Everything between the ranks' meeting and their parting; `folder` takes what a profile leaves."""
     ranks = Ranks(rank.index, rank.count)
     teller.tell("start")
     if config.block == "fused" and not config.on_gpu:
         teller.tell("block")
         seen.facts["block_build_s"] = build_cpu_block()
     built = build(config, images, rank)
-    before = parameter_samples(built.network)
-    seen.facts["shard_images"] = len(built.train_split) // config.shards
-    seen.facts["shard"], seen.facts["column"] = built.scheme.shard, built.scheme.column
+    note_facts(config, built, rank, seen, len(images.classes))
     if rank.count > 1:
-        seen.facts["sent_bytes_per_step"] = built.scheme.sent_bytes_per_step(built.network, config)
         seen.facts["clock_ahead_s"] = clock_ahead_s(ranks)
-    try:
-        teller.tell("compile")
-        first_step(config, built, seen)
-        unwatched, built.workload = built.workload, watched(built.workload, seen)
-        step_s = settle(built.workload, config.images_per_step, seen, ranks, teller)
-        total = steps_to_time(config, step_s, len(built.train_split), seen.warmup_steps)
-        train_timed(config, built, seen, ranks, teller, signals, total)
-        seen.facts["parameter_change_max"] = largest_changes(before, parameter_samples(built.network))
+    with contextlib.closing(built):
+        fits = False
+        with contextlib.suppress(torch.cuda.OutOfMemoryError):
+            step_s = train(config, built, rank, seen, ranks, teller, signals)
+            fits = True
+        if not fits:
+            # Here, where no traceback holds the step's tensors any more.
+            seen.facts["memory_points"] = memory_points(built, rank)
+            raise torch.cuda.OutOfMemoryError
+        if config.profile:
+            teller.tell("profile")
+            trace.trace(built.workload, config.profile, folder if rank.index == 0 else None)
         if limits:
             # What was trained stands though a resident batch more may not fit. With more ranks the others would wait.
-            built.workload = unwatched
             with contextlib.suppress(*((torch.cuda.OutOfMemoryError,) if rank.count == 1 else ())):
-                measure_alone(config, built, seen, ranks, teller, step_s)
+                measure_limits(config, built, rank, len(images.classes), seen, ranks, teller, step_s)
         teller.tell("done")
+
+
+def train(
+    config: RunConfig, built: Built, rank: Rank, seen: Seen, ranks: Ranks, teller: Teller, signals: Signals
+) -> float:
+    """From the first step to the last timed one; seconds of a step."""
+    unwatched, before = built.workload, parameter_samples(built.network)
+    teller.tell("compile")
+    first_step(config, built, seen)
+    built.workload = watched(unwatched, seen)
+    step_s = settle(built.workload, config.images_per_step, seen, ranks, teller)
+    total = steps_to_time(config, step_s, len(built.train_split), seen.warmup_steps)
+    with telemetry_of(rank, seen):
+        train_timed(config, built, seen, ranks, teller, signals, total)
+    seen.facts["parameter_change_max"] = largest_changes(before, parameter_samples(built.network))
+    built.workload = unwatched
+    return step_s
+
+
+@contextlib.contextmanager
+def telemetry_of(rank: Rank, seen: Seen) -> Iterator[None]:
+    """Samples of this rank's device and process, as long as the body lasts."""
+    gpu = None
+    if rank.device.type == "cuda":
+        # NVML counts GPUs by their bus, and CUDA may not: the UUID is the same to both.
+        gpu = f"GPU-{str(torch.cuda.get_device_properties(rank.device).uuid).removeprefix('GPU-')}"
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    seen.telemetry = Telemetry(gpu, lambda: len(seen.recording.losses), with_load=first_here)
+    seen.telemetry.start()
+    try:
+        yield
     finally:
-        built.close()
+        seen.facts["samples"] = seen.telemetry.samples()
+        seen.telemetry.close()
+
+
+def memory_points(built: Built, rank: Rank) -> tuple[MemoryPoint, ...]:
+    """What smaller steps take of the GPU after one that did not fit; () with other ranks, which would wait for this one."""
+    if rank.count > 1 or rank.device.type != "cuda":
+        return ()
+    # Another shape is another graph, which may not compile; the row is about what did not fit, and waits for nothing.
+    with contextlib.suppress(Exception):
+        return ceilings.memory_points(built.workload, next(built.workload.batches))
+    return ()
+
+
+def note_facts(config: RunConfig, built: Built, rank: Rank, seen: Seen, classes: int) -> None:
+    """What is known before the first step: the rank's place, its share of the images, and the network's work."""
+    seen.facts["shard_images"] = len(built.train_split) // config.shards
+    seen.facts["shard"], seen.facts["column"] = built.scheme.shard, built.scheme.column
+    seen.facts["train_multiply_adds_per_image"] = train_multiply_adds_per_image(config, classes)
+    if rank.count > 1:
+        seen.facts["sent_bytes_per_step"] = built.scheme.sent_bytes_per_step(built.network, config)
+    if rank.device.type == "cuda":
+        seen.facts["gpu_total_bytes"] = torch.cuda.mem_get_info(rank.device)[1]

@@ -8,18 +8,54 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
+class Meters:
+    """What counts up all the time, read at one moment: the energy counter of this rank's GPU, or of the CPU where it may be
+    read, and what this process has had read from disks."""
+
+    energy_j: float | None = None
+    disk_read_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Window:
     """One stretch of timed steps of one rank, with no evaluation in it.
 
-    `step_ms` and `wait_ms` are on the clock that did the work (CUDA events, or the CPU's), one a step: the whole of it,
-    and its part before the batch was there. `start_s` and `stop_s` are the host's monotonic clock, common to a node's
-    ranks.
+    The milliseconds are on the clock that did the work (CUDA events, or the CPU's), one a step: the whole of it, its part
+    before the batch was there (`wait_ms`), from there to the gradients (`compute_ms`), and to the updated weights
+    (`optimiser_ms`). `start_s` and `stop_s` are the host's monotonic clock, common to a node's ranks; `unadjusted_s` is
+    what a clock that nobody adjusts saw pass between them.
     """
 
     start_s: float
     stop_s: float
     step_ms: tuple[float, ...]
     wait_ms: tuple[float, ...]
+    compute_ms: tuple[float, ...] = ()
+    optimiser_ms: tuple[float, ...] = ()
+    unadjusted_s: float | None = None
+    opened: Meters | None = None
+    closed: Meters | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The machine at one moment of a rank's monotonic clock, after so many training steps: this rank's GPU and process.
+
+    `clock_event_reasons` are NVML's bits. Whatever has no sensor here is None.
+    """
+
+    at_s: float
+    steps: int
+    gpu_utilisation_pct: float | None = None
+    jpeg_utilisation_pct: float | None = None
+    sm_clock_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    clock_event_reasons: int | None = None
+    gpu_process_bytes: int | None = None
+    other_process_utilisation_pct: float | None = None
+    host_rss_bytes: int | None = None
+    host_load: float | None = None
 
 
 @dataclass(frozen=True)
@@ -34,11 +70,31 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Alone:
-    """Images of one rank that went through a part of the workload between two moments of the monotonic clock."""
+    """Images of one rank that went through a part of the workload between two moments of the monotonic clock.
+
+    `block_s`: the seconds of equal blocks of them, whose spread tells how sure their speed is.
+    """
 
     images: int
     start_s: float
     stop_s: float
+    block_s: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What the device itself does: floating-point operations, or bytes read and written, of a lap, and the laps' seconds."""
+
+    work: float
+    lap_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class MemoryPoint:
+    """The most GPU memory that a step on so many images took, in this process and by all accounts."""
+
+    images: int
+    peak_bytes: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +103,8 @@ class RankTrial:
 
     Ranks of one `shard` receive the same images (None: this rank alone has its share), and only their column 0 has logits: the losses
     of the others are means over nothing, NaN. `clock_ahead_s` is how far this rank's monotonic clock is ahead of rank 0's.
+    `seeded_step_distance`: how far the gradient of a step of this run's network was from that in eager float32, as a share of
+    its norm.
     """
 
     rank: int
@@ -78,6 +136,13 @@ class RankTrial:
     gpu_peak_allocated_bytes: int | None = None
     gpu_peak_reserved_bytes: int | None = None
     host_peak_rss_bytes: int | None = None
+    gpu_total_bytes: int | None = None
+    train_multiply_adds_per_image: int | None = None  # of the whole network, forward and backward
+    settle_block_ms: tuple[float, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    peaks: dict[str, Peak] = field(default_factory=dict)
+    seeded_step_distance: float | None = None
+    memory_points: tuple[MemoryPoint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +155,8 @@ class Trial:
     ranks_share_cores_with_input: bool
     ranks: tuple[RankTrial, ...]
     failure: str = ""
+    precision: str = ""
+    image_bytes: float | None = None  # of an image of the training set as it lies on the disk, on average
 
 
 # Fields of records of schema 1 that say nothing any more: no row was told from them.

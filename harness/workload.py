@@ -20,6 +20,7 @@ import pipelines
 from harness.config import RunConfig
 from harness.measure import Workload
 from harness.schemes import DTYPES, Scheme, scheme_of
+from models.alexnet import multiply_adds
 from pipelines.augment import JITTER
 from pipelines.dataset.statistics import Statistics, colour_basis, mean_crop
 from pipelines.sources.imageset import ImageSet, Split
@@ -49,6 +50,7 @@ class Built:
     train_split: Split
     evaluate: Callable[[Callable[[], None]], tuple[int, int, int]] | None
     without_communication: Callable[[], contextlib.AbstractContextManager[Any]]
+    shortened: Callable[[str], Any]  # the training input cut short after its part of this name; None where it has none
     close: Callable[[], None]
 
 
@@ -63,17 +65,19 @@ def build(config: RunConfig, images: ImageSet, rank: Rank) -> Built:
         momentum=config.momentum,
         fused=True,
     )
-    shown = partial(create_batches, config, rank=rank, scheme=scheme, statistics=images.statistics)
+    mine: dict[str, Any] = {"rank": rank, "scheme": scheme, "statistics": images.statistics}
+    shown: Callable[..., Any] = partial(create_batches, config, **mine)
     batches = shown(images.train, training=True)
     evaluate = partial(evaluation, network, config, shown, images.val, scheme) if images.val is not None else None
-    step = training_step(wrapped, optimiser, config, scheme.loss_divisor)
+    gradients, update = training_step(wrapped, optimiser, config, scheme.loss_divisor)
     return Built(
-        workload=Workload(batches, step, config.images_per_batch, rank.device),
+        workload=Workload(batches, gradients, update, config.images_per_batch, rank.device),
         scheme=scheme,
         network=network,
         train_split=images.train,
         evaluate=evaluate,
         without_communication=scheme.without_communication(wrapped),
+        shortened=partial(shortened_input, config, images.train, **mine),
         close=batches.close,
     )
 
@@ -108,6 +112,12 @@ def build_network(config: RunConfig, classes: int, rank: Rank, scheme: Scheme) -
     return network
 
 
+def train_multiply_adds_per_image(config: RunConfig, classes: int) -> int:
+    """Of the whole network, forward and backward, whoever computes it."""
+    with torch.device("meta"):
+        return multiply_adds(models.create(config.model, num_classes=classes)).training
+
+
 def autocast(config: RunConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     dtype = DTYPES[config.precision]
     return torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
@@ -115,22 +125,37 @@ def autocast(config: RunConfig, device: torch.device) -> contextlib.AbstractCont
 
 def training_step(
     network: nn.Module, optimiser: torch.optim.Optimizer, config: RunConfig, loss_divisor: int = 1
-) -> Callable[[pipelines.Batch], tuple[Tensor, Tensor]]:
-    def step(batch: pipelines.Batch) -> tuple[Tensor, Tensor]:
+) -> tuple[Callable[[pipelines.Batch], tuple[Tensor, Tensor]], Callable[[], None]]:
+    """A Workload's `gradients` and `update`."""
+
+    def gradients(batch: pipelines.Batch) -> tuple[Tensor, Tensor]:
         with autocast(config, batch.images.device):
             logits = network(batch.images)
         # Of several columns the first alone has logits: the others' loss is the mean over no images.
         labels = batch.labels[: len(logits)]
         loss = F.cross_entropy(logits.float(), labels)
         (loss / loss_divisor).backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
         return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
 
-    return step
+    def update() -> None:
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    return gradients, update
 
 
-def create_batches(
+def create_batches(config: RunConfig, split: Split, **shown: Any) -> Any:
+    """The pipeline's batches; `shown` as in `request_for`."""
+    training = shown["training"]
+    return pipelines.create(config.pipeline if training else "dali", **request_for(config, split, **shown))
+
+
+def shortened_input(config: RunConfig, split: Split, part: str, **shown: Any) -> Any:
+    """The training input cut short after `part`; None where this pipeline cannot be cut there."""
+    return pipelines.part(config.pipeline, part, **request_for(config, split, training=True, **shown))
+
+
+def request_for(
     config: RunConfig,
     split: Split,
     *,
@@ -138,28 +163,28 @@ def create_batches(
     scheme: Scheme,
     training: bool,
     statistics: Statistics | None = None,
-) -> Any:
-    return pipelines.create(
-        config.pipeline if training else "dali",
-        split=split,
+) -> dict[str, Any]:
+    """What a pipeline is asked for this rank's share of a split."""
+    return {
+        "split": split,
         # Ten views of an image take ten images' memory.
-        images_per_batch=config.images_per_batch if training else max(1, config.images_per_batch // config.views),
-        image_size=config.image_size,
-        training=training,
-        augment=config.augment,
-        jitter=tuple(float(part) for part in config.jitter.split(",")) if config.jitter else JITTER,
-        views=1 if training else config.views,
-        seed=config.seed,
-        shard=scheme.shard,
-        num_shards=config.shards,
-        device=str(rank.device),
-        dtype="float32" if config.precision == "fp32" else "float16",
-        threads=config.dali_threads,
-        prefetch=config.prefetch,
-        decode=config.decode,
-        hw_decoder_load=config.hw_decoder_load,
+        "images_per_batch": config.images_per_batch if training else max(1, config.images_per_batch // config.views),
+        "image_size": config.image_size,
+        "training": training,
+        "augment": config.augment,
+        "jitter": tuple(float(part) for part in config.jitter.split(",")) if config.jitter else JITTER,
+        "views": 1 if training else config.views,
+        "seed": config.seed,
+        "shard": scheme.shard,
+        "num_shards": config.shards,
+        "device": str(rank.device),
+        "dtype": "float32" if config.precision == "fp32" else "float16",
+        "threads": config.dali_threads,
+        "prefetch": config.prefetch,
+        "decode": config.decode,
+        "hw_decoder_load": config.hw_decoder_load,
         **(means_and_colours(statistics, config.image_size) if statistics else {}),
-    )
+    }
 
 
 def means_and_colours(statistics: Statistics, image_size: int) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Side:
     def __post_init__(self) -> None:
         rates = models.parameter_groups(self.network, LEARNING_RATE, 0.0005)
         self.optimiser = torch.optim.SGD(rates, momentum=0.9, fused=True)
-        self.update = training_step(self.wrapped, self.optimiser, RunConfig(), self.loss_divisor)
+        self.gradients, self.update = training_step(self.wrapped, self.optimiser, RunConfig(), self.loss_divisor)
 
     def run(self, images_per_step: int, dtype: torch.dtype, steps: int) -> dict[str, Any]:
         """Logits, loss and gradients of a first step that is not taken, and the weights after so many that are."""

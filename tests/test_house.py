@@ -17,7 +17,20 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 MAY_IMPORT = {
     "__init__": set(),
     "__main__": {"cli"},
-    "cli": {"run", "data", "forecast", "certify", "doctor", "results", "compare", "summary", "recipes", "config"},
+    "cli": {
+        "run",
+        "data",
+        "forecast",
+        "certify",
+        "doctor",
+        "box",
+        "noise",
+        "results",
+        "compare",
+        "summary",
+        "recipes",
+        "config",
+    },
     "run": {
         "folders",
         "join",
@@ -34,12 +47,21 @@ MAY_IMPORT = {
     "data": {"environment", "progress", "config"},
     "forecast": {"results", "rows", "summary", "environment", "config"},
     "certify": {"checks", "doctor", "environment", "config"},
-    "checks": {"resolve", "workload", "schemes", "environment", "recipes", "config"},
+    "checks": {"seeded", "resolve", "workload", "schemes", "environment", "recipes", "metrics", "config"},
     "doctor": {"environment"},
+    "box": {"box_rates", "health", "vitals", "probes", "doctor", "environment"},
+    "box_rates": {"health", "probes", "doctor"},
+    "health": {"vitals", "doctor", "environment"},
+    "vitals": {"telemetry", "environment"},
+    "probes": {"probe_disk", "probe_ranks", "laps", "workload", "environment", "trial"},
+    "probe_ranks": {"laps", "environment"},
+    "probe_disk": set(),
+    "laps": {"measure"},
+    "telemetry": {"environment", "trial"},
     "join": {"rank", "agree", "folders", "launch", "resolve", "images", "config"},
     "launch": {"folders", "environment", "progress", "config"},
     "resolve": {"environment", "config"},
-    "folders": {"results", "rows", "environment", "progress", "trial", "config"},
+    "folders": {"forecast", "results", "rows", "environment", "progress", "trial", "config"},
     "rank": {
         "train",
         "workload",
@@ -52,17 +74,45 @@ MAY_IMPORT = {
         "trial",
         "config",
     },
-    "train": {"workload", "agree", "heartbeat", "measure", "ceilings", "progress", "metrics", "trial", "config"},
+    "train": {
+        "workload",
+        "seeded",
+        "trace",
+        "telemetry",
+        "agree",
+        "heartbeat",
+        "measure",
+        "ceilings",
+        "progress",
+        "metrics",
+        "trial",
+        "config",
+    },
+    "seeded": {"workload", "schemes", "config"},
+    "trace": {"measure"},
     "agree": {"config"},
     "heartbeat": {"environment"},
     "workload": {"schemes", "measure", "config"},
     "schemes": {"config"},
-    "ceilings": {"measure", "trial"},
+    "ceilings": {
+        "probes",
+        "workload",
+        "schemes",
+        "agree",
+        "heartbeat",
+        "measure",
+        "progress",
+        "metrics",
+        "trial",
+        "config",
+    },
     "measure": {"trial"},
     "images": {"config"},
-    "compare": {"pairs", "results", "rows", "summary", "config"},
+    "compare": {"noise", "pairs", "results", "rows", "summary", "metrics", "config"},
+    "noise": {"run", "pairs", "results", "rows", "environment", "recipes", "config"},
     "pairs": {"results", "rows", "summary", "config"},
-    "summary": {"results", "rows"},
+    "summary": {"advice", "results", "rows", "metrics"},
+    "advice": {"rows"},
     "results": {"rows", "metrics", "trial", "config"},
     "rows": {"metrics", "trial", "config"},
     "metrics": {"trial"},
@@ -74,7 +124,8 @@ MAY_IMPORT = {
 }
 TORCH_FREE = tuple(
     set(MAY_IMPORT)
-    - {"forecast", "rank", "train", "workload", "schemes", "agree", "ceilings", "measure", "certify", "checks"}
+    - {"rank", "train", "workload", "schemes", "seeded", "trace", "agree", "ceilings", "measure", "certify", "checks"}
+    - {"probes", "probe_ranks", "laps"}
 )
 HEAVY = {"torch", "nvidia", "triton", "torchvision"}
 
@@ -155,14 +206,17 @@ def test_only_the_workload_builds_models_and_pipelines() -> None:
         for path in (ROOT / "harness").glob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
-        and ast.unparse(node.func) in ("models.create", "models.create_part", "pipelines.create")
+        and ast.unparse(node.func) in ("models.create", "models.create_part", "pipelines.create", "pipelines.part")
     }
     assert builders == {"workload"}
 
 
 @pytest.mark.parametrize("name", sorted(TORCH_FREE))
 def test_what_reads_tables_imports_no_torch_at_the_top(name: str) -> None:
-    roots = {each.split(".")[0] for each in imports(ROOT / "harness" / f"{name}.py", top_level_only=True)}
+    place = ROOT / "harness" / name
+    files = sorted(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    roots = {each.split(".")[0] for file in files for each in imports(file, top_level_only=True)}
+    assert files
     assert not roots & HEAVY
 
 

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from literals import rank_of, trial_of
 
-from harness import ceilings
 from harness.config import RunConfig
 from harness.measure import NewestLoss, Recording, TimedWindow, Workload, untimed_steps
+from harness.metrics.validity import status_reason
 from harness.train import windows
+from harness.trial import Meters
 
 CPU = torch.device("cpu")
 
@@ -34,14 +36,14 @@ def numbered_batches(size: int, wait_s: float = 0.0) -> Iterator[Numbered]:
         yield Numbered(torch.zeros(size, 3, 1, 1), buffer % 4, buffer)
 
 
-def workload(size: int = 8, wait_s: float = 0.0, work_s: float = 0.0) -> Workload:
+def workload(size: int = 8, wait_s: float = 0.0, work_s: float = 0.0, update_s: float = 0.0) -> Workload:
     steps = iter(range(10**9))
 
-    def step(batch: Numbered) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradients(batch: Numbered) -> tuple[torch.Tensor, torch.Tensor]:
         time.sleep(work_s)
         return torch.tensor(float(next(steps))), torch.tensor(3)
 
-    return Workload(numbered_batches(size, wait_s), step, size, CPU)
+    return Workload(numbered_batches(size, wait_s), gradients, lambda: time.sleep(update_s), size, CPU)
 
 
 def on_and_on(_done: int, _loss: torch.Tensor) -> bool:
@@ -98,14 +100,14 @@ def test_a_window_that_is_stopped_tells_the_steps_it_finished() -> None:
 
 def test_a_step_that_raises_leaves_the_steps_before_it() -> None:
     work, recording = workload(), Recording()
-    whole_step = work.step
+    whole = work.gradients
 
-    def step(batch: Numbered) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradients(batch: Numbered) -> tuple[torch.Tensor, torch.Tensor]:
         if len(recording.losses) == 2:
             raise RuntimeError("the network is gone")
-        return whole_step(batch)
+        return whole(batch)
 
-    work.step = step
+    work.gradients = gradients
     window = TimedWindow(work, recording)
     with pytest.raises(RuntimeError, match="gone"):
         window.run(9, on_and_on)
@@ -116,23 +118,33 @@ def test_the_newest_loss_on_a_cpu_is_the_one_offered() -> None:
     assert NewestLoss(CPU).offer(torch.tensor(1.5)) == 1.5
 
 
-def test_input_alone_trains_on_nothing_and_leaves_out_what_was_decoded_ahead() -> None:
-    work = workload(size=4, wait_s=0.01)
-    work.step = lambda _batch: pytest.fail("input alone must not train")
-    lap = ceilings.input_alone(work, seconds=0.1, drain=2)
-    batches = lap.images / 4
-    assert int(next(work.batches).indices[0]) == 4 * (2 + batches)
-    assert 0.1 <= lap.stop_s - lap.start_s < 0.1 + 0.2
+def test_every_part_of_a_step_has_its_own_milliseconds() -> None:
+    window = TimedWindow(workload(wait_s=0.01, work_s=0.02, update_s=0.03), Recording())
+    window.run(3, on_and_on)
+    told = window.told()
+    for parts in zip(told.wait_ms, told.compute_ms, told.optimiser_ms, told.step_ms, strict=True):
+        assert all(part >= slept for part, slept in zip(parts, (10, 20, 30), strict=False))
+        assert sum(parts[:3]) <= parts[3]
 
 
-def test_model_alone_takes_no_batches() -> None:
-    work = workload(size=4)
-    resident = next(work.batches)
-    shown: list[int] = []
-    lap = ceilings.model_alone(work, resident, 3, shown.append)
-    assert lap.images == 12
-    assert shown == [1, 2, 3]
-    assert int(next(work.batches).indices[0]) == 4
+def test_meters_are_read_at_the_ends_of_the_window_and_nowhere_else() -> None:
+    readings = iter(range(100))
+    window = TimedWindow(workload(), Recording(), lambda: Meters(energy_j=next(readings)))
+    window.run(5, on_and_on)
+    assert (window.told().opened, window.told().closed) == (Meters(0), Meters(1))
+
+
+def test_a_clock_that_is_turned_disagrees_with_one_that_nobody_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    true_clock = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.5 * true_clock())
+    window = TimedWindow(workload(work_s=0.02), Recording())
+    window.run(5, on_and_on)
+    monkeypatch.undo()
+    told = window.told()
+    assert told.unadjusted_s == pytest.approx(2 * (told.stop_s - told.start_s), rel=0.01)
+    assert "a second clock saw" in status_reason(
+        trial_of(rank_of(windows=(told,), indices_count=40, images_per_step=8))
+    )
 
 
 def test_evaluations_cut_the_timed_steps_into_windows() -> None:

@@ -81,5 +81,5 @@ def test_the_summary_of_every_row_in_results_can_be_told() -> None:
     for path in TABLES:
         for row in results.read_table(path):
             lines = summary.summary(row, path.name).splitlines()
-            assert len(lines) == 10 + (rows.ranks_of(row) > 1)
+            assert len(lines) == 11 + (rows.ranks_of(row) > 1)
             assert all(len(line) < 240 for line in lines)

@@ -221,3 +221,9 @@ CPUS = (
         counted(2, 2, 2, "cores of this machine"), images_per_s_a_core=measured(230, 380, 450, MEASURED), assumed=ON_CPU,
     ),
 )  # fmt: skip
+
+
+def datasheet_tflop_per_s(gpu_name: str | None, precision: str) -> float | None:
+    """The dense figure of one GPU's datasheet in a precision; None for a card that is not here: none is guessed."""
+    card = next((card for card in CARDS if gpu_name in card.names), None)
+    return card.tflop_per_s[precision].middle if card else None

@@ -191,13 +191,14 @@ class Steps:
         compile_alone(wrapped if side.compiled == "ddp" else network, whole=side.compiled == "network")
         rates = models.parameter_groups(network, config.learning_rate, config.weight_decay)
         optimiser = torch.optim.SGD(rates, momentum=config.momentum, fused=True)
-        self.step = training_step(wrapped, optimiser, config, scheme.loss_divisor)
+        self.gradients, self.update = training_step(wrapped, optimiser, config, scheme.loss_divisor)
 
     def take(self, silent: bool) -> None:
         quiet = self.without_communication() if silent else nullcontext()
         with torch._dynamo.config.patch(optimize_ddp=self.split), quiet:
             for _ in range(STEPS_A_TURN):
-                self.step(self.batch)
+                self.gradients(self.batch)
+                self.update()
         synchronise(self.device)
 
 
