@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from harness import probes
 from harness.agree import Ranks
+from harness.box import probes
 from harness.config import RunConfig
 from harness.heartbeat import Place
 from harness.measure import Workload, synchronise

@@ -242,9 +242,9 @@ def run_doctor(arguments: argparse.Namespace) -> int:
 
 
 def run_box(arguments: argparse.Namespace) -> int:
-    from harness import box
+    from harness.box import report
 
-    return box.main(arguments.seconds)
+    return report.main(arguments.seconds)
 
 
 def run_noise(arguments: argparse.Namespace) -> int:

@@ -23,8 +23,8 @@ from harness import environment
 from harness.environment import Driver, Gpu, Need
 
 PROJECT = "alexnet-harness"
-OK, NOTE, MISSING = "ok", "note", "missing"
-COLOURS = {OK: "\033[32m", NOTE: "\033[33m", MISSING: "\033[1;31m"}
+OK, NOTE, MISSING, WRONG = "ok", "note", "missing", "wrong"
+COLOURS = {OK: "\033[32m", NOTE: "\033[33m", MISSING: "\033[1;31m", WRONG: "\033[1;31m"}
 MARK_WIDTH, NAME_WIDTH, WIDEST = 9, 16, 120
 # Of the project's extras, what a run may ask for; the others are for its developers.
 SHOWN_EXTRAS = ("", "peer")

@@ -49,14 +49,7 @@ MAY_IMPORT = {
     "certify": {"checks", "doctor", "environment", "config"},
     "checks": {"seeded", "resolve", "workload", "schemes", "environment", "recipes", "metrics", "config"},
     "doctor": {"environment"},
-    "box": {"box_rates", "health", "vitals", "probes", "doctor", "environment"},
-    "box_rates": {"health", "probes", "doctor"},
-    "health": {"vitals", "doctor", "environment"},
-    "vitals": {"telemetry", "environment"},
-    "probes": {"probe_disk", "probe_ranks", "laps", "workload", "environment", "trial"},
-    "probe_ranks": {"laps", "environment"},
-    "probe_disk": set(),
-    "laps": {"measure"},
+    "box": {"workload", "measure", "telemetry", "doctor", "environment", "trial"},
     "telemetry": {"environment", "trial"},
     "join": {"rank", "agree", "folders", "launch", "resolve", "images", "config"},
     "launch": {"folders", "environment", "progress", "config"},
@@ -95,7 +88,7 @@ MAY_IMPORT = {
     "workload": {"schemes", "measure", "config"},
     "schemes": {"config"},
     "ceilings": {
-        "probes",
+        "box",
         "workload",
         "schemes",
         "agree",
@@ -125,7 +118,7 @@ MAY_IMPORT = {
 TORCH_FREE = tuple(
     set(MAY_IMPORT)
     - {"rank", "train", "workload", "schemes", "seeded", "trace", "agree", "ceilings", "measure", "certify", "checks"}
-    - {"probes", "probe_ranks", "laps"}
+    - {"box"}
 )
 HEAVY = {"torch", "nvidia", "triton", "torchvision"}
 

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 from literals import rank_of
 
-from harness import folders, launch, metrics, resolve
+from harness import folders, launch, resolve
 from harness.config import AskedWrongly, RunConfig
+from harness.metrics import validity
 
 
 def test_without_gpus_and_cpus_it_is_the_first_gpu_or_else_the_cpu() -> None:
@@ -81,7 +82,7 @@ def test_a_rank_that_left_nothing_makes_a_failed_trial(tmp_path: Path) -> None:
 def test_a_rank_out_of_memory_is_told_as_that_though_the_agent_ended_the_others(tmp_path: Path) -> None:
     rank_file(tmp_path, 1, trial=asdict(rank_of(1, windows=(), out_of_memory=True)))
     trial = begun(tmp_path).trial("", stopped=False)
-    assert metrics.status_and_reason(trial) == ("oom", "out of GPU memory at 32 images a rank")
+    assert validity.status_and_reason(trial) == ("oom", "out of GPU memory at 32 images a rank")
 
 
 def test_a_ranks_own_words_are_the_reason(tmp_path: Path) -> None:

@@ -18,9 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from harness import environment, probe_disk, probe_ranks, probes
-from harness.laps import Lane, lap_count, laps, steady
-from harness.probes import CPU, GIB, MIB, SIDES, Failed, NotRun, Rate, rate
+from harness import environment
+from harness.box import disk as probe_disk
+from harness.box import probes
+from harness.box import ranks as probe_ranks
+from harness.box.laps import Lane, lap_count, laps, steady
+from harness.box.probes import CPU, GIB, MIB, SIDES, Failed, NotRun, Rate, rate
 
 SHORT_S = 0.05
 PATIENCE_S = 300.0  # for ranks on a machine that has other work

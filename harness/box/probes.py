@@ -24,8 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness import environment, probe_disk, probe_ranks
-from harness.laps import Lane, one_lap_s, timed
+from harness import environment
+from harness.box import disk as probe_disk
+from harness.box import ranks as probe_ranks
+from harness.box.laps import Lane, one_lap_s, timed
 from harness.trial import Peak
 from harness.workload import exact_fp32
 from pipelines.dataset.embedded import label_of

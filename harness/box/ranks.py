@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessException, spawn
 
 from harness import environment
-from harness.laps import Lane, lap_count, laps, one_lap_s, steady
+from harness.box.laps import Lane, lap_count, laps, one_lap_s, steady
 
 PATIENCE_S = 40.0  # for ranks to start, meet and end, beside what they measure
 
