@@ -16,14 +16,19 @@ agree.py        what ranks must agree on; heartbeat.py: which of them hangs
 workload.py     RunConfig + rank -> Workload; the only file that builds models and pipelines
 schemes.py      how ranks share a step: by images, by columns, or by both
 measure.py      Workload, and the timed loop that writes down what it sees
-ceilings.py     the same workload with a part taken away
-metrics.py      Trial, and every number derived from it: pure functions
+telemetry.py    what the sensors say beside the loop
+ceilings.py     the same workload with a part taken away, and what the devices do at their best
+seeded.py       a step against eager float32; trace.py: a profile of some steps
+trial.py        what was seen; metrics/: every number derived from it, pure functions
 environment.py  the machine and its software
-results.py      rows, tables, run folders; summary.py: a row as a person reads it
+rows.py         a row and its digests; results.py: tables, run folders
+summary.py      a row as a person reads it; advice.py: what bounded it and what to try
 data.py         the commands about sets of images: check, prepare, statistics
-compare.py      two tables: which is faster, by how much, and whether it may be said
+compare.py      two tables: which is faster, by how much, and whether it may be said; pairs.py: which rows may be compared
+noise.py        a machine against itself: what compare must allow for
 
 forecast/       what it should cost, before it is seen
 
 doctor.py       before a run: what this machine has and lacks; certify.py: is our code right on it, by checks.py
+box/            is the machine itself well
 """

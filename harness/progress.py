@@ -30,7 +30,7 @@ PHASES = {
     "input": "input alone",
     "model": "model alone",
     "no_comm": "no communication",
-    "input_while_training": "input in training",
+    "input_while_training": "input meanwhile",
     "storage": "reading alone",
     "decode": "decoding alone",
     "peaks": "device's peaks",

@@ -160,6 +160,8 @@ def finish(job: Launch, table: Path, stopped_by: int, *, failure: str = "", quie
     row = job.finish(table, record)
     if not quiet:
         print(summary.summary(row, str(table)), flush=True)
+        if (job.folder / "operators.csv").exists():
+            print(summary.profile(job.folder), flush=True)
     if row["status"] != "ok":
         print(f"{row['status']}: {row['status_reason']}", file=sys.stderr)
     if stopped_by:

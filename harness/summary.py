@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -220,3 +221,12 @@ def summary(row: dict[str, str], table: str) -> str:
         "next": next_step(row),
     }
     return "\n".join(f"{name + ':':<10}{line}" for name, line in lines.items())
+
+
+def profile(folder: Path) -> str:
+    """Where a profiled launch's trace lies, and its heaviest operators."""
+    with (folder / "operators.csv").open(newline="") as file:
+        operators = [{**line, "operator": line["operator"][:60]} for line in csv.DictReader(file)]
+    return (
+        f"profile:  {folder / 'trace.json.gz'}, for ui.perfetto.dev; the heaviest operators:\n\n{markdown(operators)}"
+    )

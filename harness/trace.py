@@ -10,8 +10,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.measure import Workload, synchronise
 
-TRACE = "trace.json.gz"  # for ui.perfetto.dev or chrome://tracing
-OPERATORS = "operators.csv"
+# Names that `summary.profile` reads.
+TRACE, OPERATORS = "trace.json.gz", "operators.csv"
 HEAVIEST = 10
 
 
