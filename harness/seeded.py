@@ -26,7 +26,7 @@ IMAGES = 2  # a shard
 def distance(
     config: RunConfig, classes: int, rank: workload.Rank, scheme: Scheme, build: Build = workload.build_network
 ) -> float:
-    """The largest distance of loss and gradients from eager float32's, each as a share of its norm; the least of DRAWS draws.
+    """The largest distance of a parameter's gradient from eager float32's, as a share of its norm; the least of DRAWS draws.
 
     A collective: the ranks share a step as `config` says, and one process's step on all images is what they are held to.
     Dropout is off, which would draw another network in each. Leaves another state of torch's generator.

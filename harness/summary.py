@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from harness.advice import bound, figure, next_step
-from harness.metrics.telemetry import LEAK_MIB_PER_1000_STEPS
+from harness.metrics.telemetry import is_leak
 from harness.results import read_table
 from harness.rows import FIRST, STATUSES, ranks_of
 
@@ -56,7 +56,15 @@ def line_of(rows: Sequence[dict[str, str]]) -> dict[str, str]:
     line = {"status": worst(row["status"] for row in rows), "launches": str(len(rows))}
     for name in (*FIRST[1:place], *SHOWN_WHERE_THEY_DIFFER, *FIRST[place:]):
         line[HEADINGS.get(name, name)] = together([row[name] for row in rows], is_number=name in HEADINGS)
+        if name == "images_per_s":
+            line["spread of launches, %"] = spread_pct([row[name] for row in rows])
     return line
+
+
+def spread_pct(cells: Sequence[str]) -> str:
+    """The fastest launch less the slowest, of the median one; "" for fewer than two."""
+    speeds = [speed for cell in cells if (speed := number(cell)) is not None]
+    return rounded(100 * (max(speeds) - min(speeds)) / median(speeds)) if len(speeds) > 1 and median(speeds) else ""
 
 
 def worst(statuses: Iterable[str]) -> str:
@@ -172,7 +180,7 @@ def memory(row: dict[str, str]) -> str:
 
 
 def leaks(growth: str) -> bool:
-    return bool(growth) and float(growth) > LEAK_MIB_PER_1000_STEPS
+    return is_leak(number(growth))
 
 
 def sensors(row: dict[str, str]) -> str:

@@ -379,6 +379,14 @@ def test_a_group_of_launches_is_one_line_with_their_median(tmp_path):
     assert (line["status"], line["launches"], line["images/s"]) == ("ok", "3", "310")
 
 
+def test_the_spread_of_launches_is_of_their_median_and_empty_for_one(tmp_path):
+    (line,) = table_of(tmp_path, *(launch_of(speed, run_id=str(speed)) for speed in (300, 310, 331)))
+    assert line["spread of launches, %"] == "10"
+    (tmp_path / "one").mkdir()
+    (line,) = table_of(tmp_path / "one", launch_of(300))
+    assert "spread of launches, %" not in line
+
+
 def test_the_worst_status_of_a_group_is_shown_and_comes_first(tmp_path):
     failed = record_of(trial_of(failure="lost"), run_id="b")
     (line,) = table_of(tmp_path, launch_of(300, run_id="a"), failed)

@@ -291,6 +291,9 @@ def memory_growth_mib_per_1000_steps(trial: Trial) -> float | None:
     return max((1000 * each for each in growths(trial)), default=None)
 
 
+def is_leak(mib_per_1000_steps: float | None) -> bool:
+    return mib_per_1000_steps is not None and mib_per_1000_steps > LEAK_MIB_PER_1000_STEPS
+
+
 def is_leaking(trial: Trial) -> bool:
-    grown = memory_growth_mib_per_1000_steps(trial)
-    return grown is not None and grown > LEAK_MIB_PER_1000_STEPS
+    return is_leak(memory_growth_mib_per_1000_steps(trial))
