@@ -51,6 +51,8 @@ def of_augment(row: Row) -> str:
 
 
 def of_input(row: Row) -> str:
+    if not row["input_alone_images_per_s"]:
+        return f"what it gives alone stands in the row of the group's first launch; try {more_threads(row)}"
     return (
         f"it gives {figure(row['input_alone_images_per_s'])} images/s alone, {network_takes(row)}; --limits full tells reading, "
         f"decoding and augmentation apart; try {more_threads(row)}"

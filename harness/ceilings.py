@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ ALONE_MIN_S = 2.0
 ALONE_MAX_S = 8.0
 SURE_WITHIN = 0.02
 PEAK_S = 0.5
-QUEUED_STEPS = 3
+QUEUED_STEPS, QUEUED_TRIES = 3, 7
 CYCLES_PER_S = 2e9  # no GPU's clock is much faster: a pause of so many cycles is no shorter than asked
 POINTS = (8, 4)  # a step on an eighth and on a quarter of the images tell how memory grows with them
 
@@ -39,13 +40,10 @@ class Surroundings:
 
     config: RunConfig
     built: Built
+    workload: Workload  # as training had it, but that it tells the heartbeat where it is
     ranks: Ranks
     teller: Teller
     beat: Callable[[Place], None]
-
-    @property
-    def workload(self) -> Workload:
-        return self.built.workload
 
     def begin(self, part: str) -> None:
         self.teller.tell(part)
@@ -94,6 +92,7 @@ def part_alone(around: Surroundings, part: str) -> Alone | None:
 
     def take(batches: int) -> None:
         for _ in range(batches):
+            around.beat("measuring the parts alone")
             next(shortened)
             wait_for_stream(around.workload.device)
 
@@ -123,11 +122,19 @@ def wait_for_stream(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
-def model_alone(around: Surroundings, resident: Any, step_s: float) -> Alone:
+def resident_step_s(around: Surroundings, resident: Any) -> float:
+    """Seconds of a step on the resident batch, the same on all ranks; the one before it warms up."""
+    for _ in range(2):
+        begun_s = time.perf_counter()
+        around.workload.step(resident)
+        synchronise(around.workload.device)
+    return around.ranks.agree(time.perf_counter() - begun_s)
+
+
+def model_alone(around: Surroundings, resident: Any) -> Alone:
     """Train on one resident batch, whose pixels need no input path."""
-    workload, steps = around.workload, max(1, round(BLOCK_S / step_s))
-    workload.step(resident)
-    synchronise(workload.device)
+    workload = around.workload
+    steps = max(1, round(BLOCK_S / resident_step_s(around, resident)))
     around.ranks.wait_for_all()
 
     def block() -> None:
@@ -141,16 +148,21 @@ def model_alone(around: Surroundings, resident: Any, step_s: float) -> Alone:
 def model_queued(around: Surroundings, resident: Any) -> Alone | None:
     """A few steps that a GPU was asked for before it could begin the first, so that it waits for the host in none.
 
-    None on a CPU, and where the host was too slow even so.
+    The median of some tries, each right after other steps, so that the card is as hot as in training. None on a CPU, and where
+    the host was too slow in every try.
     """
     workload = around.workload
     if workload.device.type != "cuda":
         return None
-    synchronise(workload.device)
+    tries = [seconds for _ in range(QUEUED_TRIES) if (seconds := queued_s(workload, resident)) is not None]
+    return Alone(QUEUED_STEPS * workload.images_per_step, 0.0, median(tries)) if tries else None
+
+
+def queued_s(workload: Workload, resident: Any) -> float | None:
+    """Seconds of QUEUED_STEPS steps that waited behind a pause of the device; None where it was over before they were asked for."""
     begun_s = time.perf_counter()
     workload.step(resident)
     host_s = time.perf_counter() - begun_s
-    synchronise(workload.device)
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(int(2 * QUEUED_STEPS * host_s * CYCLES_PER_S))
     start.record()
@@ -159,36 +171,59 @@ def model_queued(around: Surroundings, resident: Any) -> Alone | None:
     stop.record()
     in_time = not start.query()
     synchronise(workload.device)
-    seconds = start.elapsed_time(stop) / 1000
-    return Alone(QUEUED_STEPS * workload.images_per_step, 0.0, seconds) if in_time else None
+    return start.elapsed_time(stop) / 1000 if in_time else None
 
 
-def input_while_training(around: Surroundings, resident: Any, step_s: float) -> Alone:
+def input_while_training(around: Surroundings, resident: Any) -> Alone:
     """What the input gives while the model trains on a batch that is already there, and neither waits for the other."""
-    workload, taken, over = around.workload, [0], threading.Event()
-
-    def drain() -> None:
-        with own_stream(workload.device):
-            while not over.is_set():
-                next(workload.batches)
-                wait_for_stream(workload.device)
-                taken[0] += 1
-
-    workload.step(resident)
-    thread = threading.Thread(target=drain, daemon=True)
-    thread.start()
-    try:
+    workload = around.workload
+    steps = max(2, round(ALONE_MIN_S / resident_step_s(around, resident)))
+    drain = Drain(workload, ahead=(around.config.prefetch or 1) + 1)
+    with drain:
         around.ranks.wait_for_all()
-        before, begun_s = taken[0], time.perf_counter()
-        for _ in range(max(2, round(ALONE_MIN_S / step_s))):
+        before, begun_s = drain.taken, time.perf_counter()
+        for _ in range(steps):
             workload.step(resident)
-            around.beat("measuring the parts alone")
         synchronise(workload.device)
-        batches, ended_s = taken[0] - before, time.perf_counter()
-    finally:
-        over.set()
-        thread.join()
+        batches, ended_s = drain.taken - before, time.perf_counter()
     return Alone(batches * workload.images_per_step, begun_s, ended_s)
+
+
+class Drain:
+    """A thread that takes batches and counts them, while the body runs; it begins once the `ahead` that were made before are taken.
+
+    What stops it is raised where the body ends.
+    """
+
+    def __init__(self, workload: Workload, ahead: int):
+        self._workload, self._ahead, self.taken = workload, ahead, 0
+        self._begun, self._over = threading.Event(), threading.Event()
+        self._failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._take, daemon=True)
+
+    def _take(self) -> None:
+        try:
+            with own_stream(self._workload.device):
+                while not self._over.is_set():
+                    next(self._workload.batches)
+                    wait_for_stream(self._workload.device)
+                    self.taken += 1
+                    if self.taken >= self._ahead:
+                        self._begun.set()
+        except BaseException as error:
+            self._failed = error
+        finally:
+            self._begun.set()
+
+    def __enter__(self) -> None:
+        self._thread.start()
+        self._begun.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._failed is not None:
+            raise self._failed
 
 
 def own_stream(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -196,7 +231,7 @@ def own_stream(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def parts_alone(around: Surroundings, step_s: float, *, full: bool) -> Iterator[tuple[str, Alone]]:
+def parts_alone(around: Surroundings, *, full: bool) -> Iterator[tuple[str, Alone]]:
     """Every part by its name, as soon as it is measured; `full` tells the input's parts apart too."""
     workload, config = around.workload, around.config
     batch = next(workload.batches)
@@ -210,20 +245,27 @@ def parts_alone(around: Surroundings, step_s: float, *, full: bool) -> Iterator[
             if part == "no_comm":
                 # What parts of a network exchange is in their graph, which is compiled once more without it, each rank for itself.
                 around.beat("compiling")
-                workload.step(resident)
+                around.built.workload.step(resident)
                 synchronise(workload.device)
             around.begin(part)
-            yield part, model_alone(around, resident, step_s)
+            yield part, model_alone(around, resident)
             queued = model_queued(around, resident) if part == "no_comm" or around.ranks.count == 1 else None
             if queued is not None:
                 yield "queued", queued
     if full and config.pipeline != "synthetic":
         around.begin("input_while_training")
-        yield "input_while_training", input_while_training(around, resident, step_s)
+        yield "input_while_training", input_while_training(around, resident)
         for part in ("storage", "decode"):
             around.begin(part)
+            give_back_memory(workload.device)
             if (alone := part_alone(around, part)) is not None:
                 yield part, alone
+
+
+def give_back_memory(device: torch.device) -> None:
+    """What torch keeps and does not use, to whoever else needs the card's memory."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 # --- the devices --------------------------------------------------------------------------------------------------

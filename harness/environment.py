@@ -96,12 +96,30 @@ def children_of(process: int | str = "self") -> list[int]:
     return found
 
 
-def cpu_quota() -> float | None:
-    """CPUs that the control group allows, None without a limit."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    return None
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """CPUs that the control groups of this process allow, in either version: the least of them and their parents."""
+    quotas = []
+    for folder in control_groups(root):
+        with contextlib.suppress(OSError, ValueError):
+            limit, period = (folder / "cpu.max").read_text().split()
+            quotas.append(float(limit) / float(period))  # "max", for no limit, is no number
+        with contextlib.suppress(OSError, ValueError):
+            limit, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            quotas += [float(limit) / float(period)] if float(limit) > 0 else []
+    return min(quotas, default=None)
+
+
+def control_groups(root: Path) -> list[Path]:
+    """Folders of this process's control groups that may limit its CPU, their parents included."""
+    mounts, found = root / "sys/fs/cgroup", []
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            own = Path(path.lstrip("/"))
+            found += [mounts / controllers / part for part in (own, *own.parents) if ".." not in part.parts]
+    return found
 
 
 def cpu_cores_usable() -> int:

@@ -14,6 +14,8 @@ from typing import Any, TextIO
 
 REFRESH_S = 0.25
 PLAIN_EVERY_S = 15.0
+# What a profile leaves in a launch's folder.
+TRACE, OPERATORS = "trace.json.gz", "operators.csv"
 
 PHASES = {
     "data": "opening data",

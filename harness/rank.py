@@ -27,7 +27,7 @@ from harness.heartbeat import Heartbeat
 from harness.images import open_images
 from harness.measure import Interrupted
 from harness.progress import Teller
-from harness.train import Seen, Signals, run
+from harness.train import Seen, Signals, out_of_memory, run
 from harness.trial import RankTrial
 from harness.workload import Rank
 from pipelines import DataError
@@ -70,7 +70,7 @@ def attempt(work: Callable[[], None], signals: Signals) -> tuple[dict[str, Any],
     except (AskedWrongly, DataError) as error:
         return {}, str(error), 1
     except Exception as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower():
+        if out_of_memory(error):
             return {"out_of_memory": True}, "", 1
         if signals.asked is not None:
             # Another rank left in the middle of a collective because it was asked to stop, as this one was.

@@ -150,7 +150,7 @@ def run_launch(job: Launch, table: Path, *, quiet: bool) -> int:
 
 def finish(job: Launch, table: Path, stopped_by: int, *, failure: str = "", quiet: bool) -> int:
     """Record, row, table and summary of a launch that has ended; an exit status."""
-    from harness import rows, summary
+    from harness import progress, rows, summary
 
     record = job.record(failure, stopped=bool(stopped_by))
     if stopped_by and not any(rank["windows"] for rank in record["trial"]["ranks"]):
@@ -160,7 +160,7 @@ def finish(job: Launch, table: Path, stopped_by: int, *, failure: str = "", quie
     row = job.finish(table, record)
     if not quiet:
         print(summary.summary(row, str(table)), flush=True)
-        if (job.folder / "operators.csv").exists():
+        if (job.folder / progress.OPERATORS).exists():
             print(summary.profile(job.folder), flush=True)
     if row["status"] != "ok":
         print(f"{row['status']}: {row['status_reason']}", file=sys.stderr)

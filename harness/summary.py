@@ -10,6 +10,7 @@ from statistics import median
 
 from harness.advice import bound, figure, next_step
 from harness.metrics.telemetry import is_leak
+from harness.progress import OPERATORS, TRACE
 from harness.results import read_table
 from harness.rows import FIRST, STATUSES, ranks_of
 
@@ -233,8 +234,6 @@ def summary(row: dict[str, str], table: str) -> str:
 
 def profile(folder: Path) -> str:
     """Where a profiled launch's trace lies, and its heaviest operators."""
-    with (folder / "operators.csv").open(newline="") as file:
+    with (folder / OPERATORS).open(newline="") as file:
         operators = [{**line, "operator": line["operator"][:60]} for line in csv.DictReader(file)]
-    return (
-        f"profile:  {folder / 'trace.json.gz'}, for ui.perfetto.dev; the heaviest operators:\n\n{markdown(operators)}"
-    )
+    return f"profile:  {folder / TRACE}, for ui.perfetto.dev; the heaviest operators:\n\n{markdown(operators)}"

@@ -113,7 +113,8 @@ class Gpu:
 
     def __init__(self, library: Any, handle: Any):
         self._library, self._handle = library, handle
-        self._last_seen_us = 0
+        # From now on: NVML still knows what processes used that have ended.
+        self._last_seen_us = int(time.time() * 1e6)
         self._fields: dict[str, Sensor[Any]] = {
             "gpu_utilisation_pct": Sensor(lambda: float(library.nvmlDeviceGetUtilizationRates(handle).gpu)),
             "jpeg_utilisation_pct": Sensor(lambda: float(library.nvmlDeviceGetJpgUtilization(handle)[0])),
@@ -254,9 +255,10 @@ class Telemetry:
 
     def sample(self) -> Sample:
         """The machine as it is now."""
+        at_s, steps = time.perf_counter(), self._steps_done()
         told = {name: sensor.read() for name, sensor in self._host.items()}
         gpu = self._gpu.fields() if self._gpu else {}
-        return Sample(time.perf_counter(), self._steps_done(), **told, **gpu)
+        return Sample(at_s, steps, **told, **gpu)
 
     def meters(self) -> Meters:
         """The counters as they are now."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.measure import Workload, synchronise
+from harness.progress import OPERATORS, TRACE
 
-# Names that `summary.profile` reads.
-TRACE, OPERATORS = "trace.json.gz", "operators.csv"
 HEAVIEST = 10
 
 
-def trace(workload: Workload, steps: int, folder: Path | None) -> None:
+def trace(workload: Workload, steps: int, folder: Path | None, before_writing: Callable[[], None]) -> None:
     """Take a step, then `steps` that are profiled; the trace and its operators into `folder`. Without one: just the steps.
 
     Ranks must take the same steps, and one of them is enough to look at.
@@ -32,6 +32,7 @@ def trace(workload: Workload, steps: int, folder: Path | None) -> None:
         for _ in range(steps):
             phased(workload)
         synchronise(workload.device)
+    before_writing()
     seen.export_chrome_trace(str(folder / TRACE))
     write_operators(folder / OPERATORS, seen.key_averages(), on_gpu=on_gpu)
 
@@ -49,9 +50,12 @@ def phased(workload: Workload) -> None:
 
 def write_operators(path: Path, averages: Any, *, on_gpu: bool) -> None:
     """The heaviest operators by the time of their own on the device, the heaviest first."""
-    phases = ("step", "wait for data", "gradients", "optimiser")
-    timed = [(each.self_device_time_total if on_gpu else each.self_cpu_time_total, each) for each in averages]
-    operators = sorted(((us, each) for us, each in timed if each.key not in phases), key=lambda pair: -pair[0])
+    # A GPU's kernels stand in the list for themselves and again for the operator that started them; ranges stand for what is in them.
+    shown = [each for each in averages if not each.is_user_annotation]
+    if on_gpu:
+        shown = [each for each in shown if each.device_type.name == "CUDA"]
+    timed = [(each.self_device_time_total if on_gpu else each.self_cpu_time_total, each) for each in shown]
+    operators = sorted(timed, key=lambda pair: -pair[0])
     total_us = sum(us for us, _ in operators)
     with path.open("w", newline="") as file:
         write = csv.writer(file, lineterminator="\n").writerow

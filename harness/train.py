@@ -173,9 +173,11 @@ def train_timed(
             return signals.asked is not None
 
         seen.open_window, signals.deferred = window, True
-        window.run(steps, after_step)
-        seen.close_window()
-        signals.deferred = False
+        try:
+            window.run(steps, after_step)
+            seen.close_window()
+        finally:
+            signals.deferred = False
         if signals.asked is not None:
             raise Interrupted(signals.asked)
         note_peaks(workload.device, seen)
@@ -222,20 +224,33 @@ def note_peaks(device: torch.device, seen: Seen) -> None:
 
 
 def measure_limits(
-    config: RunConfig, built: Built, rank: Rank, classes: int, seen: Seen, ranks: Ranks, teller: Teller, step_s: float
+    config: RunConfig, built: Built, rank: Rank, classes: int, seen: Seen, ranks: Ranks, teller: Teller
 ) -> None:
     """The parts alone, the devices' peaks, and the seeded step, with the ranks side by side as in training."""
-    around = ceilings.Surroundings(config, built, ranks, teller, seen.beat)
-    unwatched, built.workload = built.workload, watched(built.workload, seen, "measuring the parts alone")
-    try:
-        for part, alone in ceilings.parts_alone(around, step_s, full=config.limits == "full"):
-            seen.alone[part] = alone
-        seen.facts["peaks"] = ceilings.peaks(around)
-    finally:
-        built.workload = unwatched
+    workload = watched(built.workload, seen, "measuring the parts alone")
+    around = ceilings.Surroundings(config, built, workload, ranks, teller, seen.beat)
+    ceilings.give_back_memory(rank.device)
+    for part, alone in ceilings.parts_alone(around, full=config.limits == "full"):
+        seen.alone[part] = alone
+    seen.facts["peaks"] = ceilings.peaks(around)
     teller.tell("seeded")
     seen.beat("compiling")
     seen.facts["seeded_step_distance"] = seeded.distance(config, classes, rank, built.scheme)
+
+
+@contextlib.contextmanager
+def what_was_trained_stands(rank: Rank) -> Iterator[None]:
+    """Memory that ends in the body is no fault of the training before it. With more ranks the others would wait for this one."""
+    try:
+        yield
+    except RuntimeError as error:
+        if rank.count > 1 or not out_of_memory(error):
+            raise
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ended: torch's own, DALI's, or of a library below."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()
 
 
 def run(
@@ -259,28 +274,30 @@ def run(
     if rank.count > 1:
         seen.facts["clock_ahead_s"] = clock_ahead_s(ranks)
     with contextlib.closing(built):
-        fits = False
-        with contextlib.suppress(torch.cuda.OutOfMemoryError):
-            step_s = train(config, built, rank, seen, ranks, teller, signals)
-            fits = True
+        fits = True
+        try:
+            train(config, built, rank, seen, ranks, teller, signals)
+        except torch.cuda.OutOfMemoryError:
+            fits = False
         if not fits:
             # Here, where no traceback holds the step's tensors any more.
-            seen.facts["memory_points"] = memory_points(built, rank)
+            seen.facts["memory_points"] = memory_points(built, rank, seen)
             raise torch.cuda.OutOfMemoryError
         if config.profile:
             teller.tell("profile")
-            trace.trace(built.workload, config.profile, folder if rank.index == 0 else None)
+            # Its tables are made in Python, for as long as a compiler may take.
+            told = watched(built.workload, seen)
+            trace.trace(told, config.profile, folder if rank.index == 0 else None, lambda: seen.beat("compiling"))
         if limits:
-            # What was trained stands though a resident batch more may not fit. With more ranks the others would wait.
-            with contextlib.suppress(*((torch.cuda.OutOfMemoryError,) if rank.count == 1 else ())):
-                measure_limits(config, built, rank, len(images.classes), seen, ranks, teller, step_s)
+            with what_was_trained_stands(rank):
+                measure_limits(config, built, rank, len(images.classes), seen, ranks, teller)
         teller.tell("done")
 
 
 def train(
     config: RunConfig, built: Built, rank: Rank, seen: Seen, ranks: Ranks, teller: Teller, signals: Signals
-) -> float:
-    """From the first step to the last timed one; seconds of a step."""
+) -> None:
+    """From the first step to the last timed one."""
     unwatched, before = built.workload, parameter_samples(built.network)
     teller.tell("compile")
     first_step(config, built, seen)
@@ -291,7 +308,6 @@ def train(
         train_timed(config, built, seen, ranks, teller, signals, total)
     seen.facts["parameter_change_max"] = largest_changes(before, parameter_samples(built.network))
     built.workload = unwatched
-    return step_s
 
 
 @contextlib.contextmanager
@@ -311,11 +327,12 @@ def telemetry_of(rank: Rank, seen: Seen) -> Iterator[None]:
         seen.telemetry.close()
 
 
-def memory_points(built: Built, rank: Rank) -> tuple[MemoryPoint, ...]:
+def memory_points(built: Built, rank: Rank, seen: Seen) -> tuple[MemoryPoint, ...]:
     """What smaller steps take of the GPU after one that did not fit; () with other ranks, which would wait for this one."""
     if rank.count > 1 or rank.device.type != "cuda":
         return ()
     # Another shape is another graph, which may not compile; the row is about what did not fit, and waits for nothing.
+    seen.beat("compiling")
     with contextlib.suppress(Exception):
         return ceilings.memory_points(built.workload, next(built.workload.batches))
     return ()

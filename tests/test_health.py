@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import stand_in
 
+from harness import environment
 from harness.box import health, vitals
 from harness.box.vitals import Card, Host, Moment, Pair, Process
 from harness.doctor import NOTE, OK, WRONG, Finding
@@ -240,7 +241,7 @@ def plant(root: Path, **files: str) -> Path:
 def test_the_quota_is_read_from_either_version_of_control_groups(
     files: dict[str, str], quota: float | None, tmp_path: Path
 ) -> None:
-    assert vitals.cpu_quota(plant(tmp_path, **files)) == quota
+    assert environment.cpu_quota(plant(tmp_path, **files)) == quota
 
 
 def test_the_kernels_lists_of_cores_are_read() -> None:

@@ -15,15 +15,13 @@ from typing import Any
 from harness import doctor, environment
 from harness.box.vitals import Card, Host, Moment, Pair, look_at_cards, look_at_host, look_at_pairs
 from harness.doctor import NOTE, OK, WRONG, Finding
+from harness.metrics.telemetry import CONTAMINATED_ABOVE_PCT, THROTTLED_ABOVE_PCT
 
 DRIVER = "NVIDIA driver"  # the name of its line in the doctor's table
 
 # A card's clock goes with about the cube root of its power: 95 % of it costs 2 % of the speed, 85 % costs 5 %.
 NOTED_POWER_SHARE, LEAST_POWER_SHARE = 0.95, 0.85
-# Of a GPU, its utilisation or its memory: what another process may take before a row of this harness is `contaminated`.
-OTHERS_PCT = 5.0
 BUSY_PCT = 50.0  # from here on a card is busy enough for its link to run at full speed
-SLOWED_SHARE = 0.05  # of the busy moments, as a row's `throttled`
 # NVML's clock event reasons that are faults; a software power cap (0x4) is the normal state of a busy card.
 SLOWED = {
     0x08: "hardware slow-down",
@@ -178,10 +176,10 @@ def judge_others(cards: Sequence[Card]) -> list[Finding]:
     for card in cards:
         for process in card.others:
             memory_pct = 100 * (process.memory_bytes or 0) / card.memory_bytes if card.memory_bytes else 0.0
-            if max(process.utilisation_pct, memory_pct) > OTHERS_PCT:
+            if max(process.utilisation_pct, memory_pct) > CONTAMINATED_ABOVE_PCT:
                 found = f"GPU {card.number}: process {process.pid} uses {process.utilisation_pct:.0f} % of it and {memory_pct:.0f} % of its memory"
                 faults.append(Finding(WRONG, name, found, todo))
-        if not card.others and (card.utilisation_pct or 0) > OTHERS_PCT:
+        if not card.others and (card.utilisation_pct or 0) > CONTAMINATED_ABOVE_PCT:
             found = f"GPU {card.number} is used to {card.utilisation_pct:.0f} %, by a process that is not shown here"
             faults.append(Finding(WRONG, name, found, todo))
     return judged(name, faults, [(card.number, "none seen at work") for card in cards], "")
@@ -265,7 +263,7 @@ def slowed(card: Card, busy: Sequence[Moment]) -> list[Finding]:
             "look at its cooling and its power cables",
         )
         for bit, share in shares.items()
-        if share > SLOWED_SHARE
+        if 100 * share > THROTTLED_ABOVE_PCT
     ]
 
 

@@ -95,37 +95,11 @@ def look_at_host(root: Path = Path("/")) -> Host:
         allowed=frozenset(os.sched_getaffinity(0)),
         seen=os.cpu_count() or 1,
         nodes=len(list((root / "sys/devices/system/node").glob("node[0-9]*"))),
-        quota=cpu_quota(root),
+        quota=environment.cpu_quota(root),
         shm_gib=shutil.disk_usage(shm).total / environment.GIB if shm.is_dir() else None,
         load=os.getloadavg()[0],
         kernel_log=kernel_log(root / "dev/kmsg"),
     )
-
-
-def cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPUs that the control groups of this process allow, in either version: the least of them and their parents."""
-    quotas = []
-    for folder in control_groups(root):
-        with contextlib.suppress(OSError, ValueError):
-            limit, period = (folder / "cpu.max").read_text().split()
-            quotas.append(float(limit) / float(period))  # "max", for no limit, is no number
-        with contextlib.suppress(OSError, ValueError):
-            limit, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-            quotas += [float(limit) / float(period)] if float(limit) > 0 else []
-    return min(quotas, default=None)
-
-
-def control_groups(root: Path) -> list[Path]:
-    """Folders of this process's control groups that may limit its CPU, their parents included."""
-    mounts, found = root / "sys/fs/cgroup", []
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            own = Path(path.lstrip("/"))
-            found += [mounts / controllers / part for part in (own, *own.parents) if ".." not in part.parts]
-    return found
 
 
 def kernel_log(device: Path, command: str = "dmesg") -> str | None:

@@ -33,6 +33,7 @@ COLD_ABOVE_PCT = 50.0
 WARM_BELOW_PCT = 5.0
 LEAK_MIB_PER_1000_STEPS = 100
 GROWTH_NEEDS_STEPS = 200
+RECORDED_BYTES_PER_IMAGE = 16  # its label and its index, kept until the end
 GROWTH_NEEDS_SAMPLES = 10
 # A slope takes every pair of samples: of a long run, so many that are spread evenly will do.
 GROWTH_SAMPLES_MAX = 300
@@ -277,13 +278,14 @@ def growth(points: Sequence[tuple[int, float]]) -> float | None:
 
 
 def growths(trial: Trial) -> Iterator[float]:
-    """MiB a step of every rank that was watched for long enough to tell."""
+    """MiB a step of every rank that was watched for long enough to tell, less what our own record grows by."""
     for rank in trial.ranks:
         points = memory_points(rank)
         if len(points) >= GROWTH_NEEDS_SAMPLES and points[-1][0] - points[0][0] >= GROWTH_NEEDS_STEPS:
             each = growth(spread_evenly(points, GROWTH_SAMPLES_MAX))
             if each is not None:
-                yield each
+                recorded = RECORDED_BYTES_PER_IMAGE * rank.images_per_step / MIB
+                yield each - min(max(each, 0), recorded)
 
 
 def memory_growth_mib_per_1000_steps(trial: Trial) -> float | None:
