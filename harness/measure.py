@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,15 +120,15 @@ class Recording:
     """What the steps gave, kept on the device until the clock has stopped."""
 
     def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-        self.correct: list[Tensor] = []
+        self.losses: list[Tensor | float] = []
+        self.correct: list[Tensor | float] = []
         self.labels: list[Tensor] = []
         self.indices: list[Tensor] = []
 
     def keep(self, batch: Any, loss: Tensor, correct: Tensor, *, count_indices: bool) -> None:
         # Clones: a pipeline may reuse its buffers, and a kept view would hold a whole batch of pixels alive.
-        self.losses.append(loss)
-        self.correct.append(correct)
+        self.losses.append(lasting(loss))
+        self.correct.append(lasting(correct))
         self.labels.append(batch.labels.clone())
         if count_indices:
             self.indices.append(batch.indices.clone())
@@ -147,9 +147,18 @@ class Recording:
         }
 
 
-def on_host(tensors: list[Tensor]) -> np.ndarray[Any, Any]:
-    """The tensors' elements in order, as one flat array."""
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).cpu().numpy() if tensors else np.empty(0)
+def lasting(number: Tensor) -> Tensor | float:
+    """A step's number as it may be kept: on a GPU as it is, for asking would wait.
+
+    On a host's heap a tensor made amid a step's own would keep those beside it from being used again, step by step.
+    """
+    return number if number.is_cuda else float(number)
+
+
+def on_host(kept: Sequence[Tensor | float]) -> np.ndarray[Any, Any]:
+    """The elements of tensors in order, or the numbers, as one flat array."""
+    tensors = [each.detach().reshape(-1) for each in kept if isinstance(each, Tensor)]
+    return torch.cat(tensors).cpu().numpy() if tensors else np.array(kept, dtype=np.float64)
 
 
 class TimedWindow:

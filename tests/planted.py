@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from harness.images import open_images
 from harness.progress import Teller
 from harness.rank import attempt, rank_trial
 from harness.trial import Sample, Trial, from_json
-from harness.workload import Built, Rank
+from harness.workload import Built, Rank, build
 from pipelines import Batch
 
 ROOT = Path(__file__).parents[1]
@@ -39,8 +40,8 @@ SHORTER = (
     (train, "SETTLE_BLOCK_S", 0.05),
     (ceilings, "BLOCK_S", 0.05),
     (ceilings, "ALONE_MIN_S", 0.2),
-    (ceilings, "ALONE_MAX_S", 1.0),
-    (ceilings, "PEAK_S", 0.05),
+    (ceilings, "ALONE_MAX_S", 0.5),
+    (ceilings, "PEAK_S", 0.02),
 )
 
 Fault = Callable[[Built], Built]
@@ -56,17 +57,18 @@ class Ran:
     exit_status: int
 
 
-def ran(pictures: Path, folder: Path, fault: Fault | None = None, *, limits: bool = False, **asked: Any) -> Ran:
-    """A run whose workload is what `fault` makes of the real one."""
-    config = resolve.resolve(RunConfig(**{**SMALL, "data": str(pictures), **asked}), 1, 0, fusible=False)
+def ran(pictures: Path, folder: Path, fault: Fault | None = None, *, limits: str = "", **asked: Any) -> Ran:
+    """A run whose workload is what `fault` makes of the real one; the parts alone are measured where `limits` asks for them."""
+    chosen = {**SMALL, "data": str(pictures), "limits": limits or "brief", **asked}
+    config = resolve.resolve(RunConfig(**chosen), 1, 0, fusible=False)
     images, table = open_images(config), folder / "table.csv"
     launch = folders.Launch.begin(config, images, table, "group", 1, 1)
-    rank, seen, whole = Rank(0, 1, torch.device("cpu")), train.Seen(), train.build
+    rank, seen = Rank(0, 1, torch.device("cpu")), train.Seen()
     with as_in_a_rank() as patch:
-        patch.setattr(train, "build", lambda *parts: (fault or unchanged)(whole(*parts)))
+        patch.setattr(train, "build", lambda *parts: (fault or unchanged)(build(*parts)))
         signals = train.Signals()
         ended, failure, status = attempt(
-            lambda: train.run(config, images, rank, seen, Teller(None), signals, limits), signals
+            lambda: train.run(config, images, rank, seen, Teller(None), signals, bool(limits)), signals
         )
     trial = None if failure else asdict(rank_trial(config, launch.classes, rank, seen, ended))
     folders.write_rank(launch.folder, 0, failure, trial)
@@ -138,6 +140,35 @@ def each_batch(change: Callable[[Batch], Batch]) -> Fault:
     return lambda built: workload(built, batches=map(change, built.workload.batches))
 
 
+def constant_labels(built: Built) -> Built:
+    return each_batch(lambda batch: batch._replace(labels=torch.zeros_like(batch.labels)))(built)
+
+
+def grey(built: Built) -> Built:
+    return each_batch(lambda batch: batch._replace(images=torch.full_like(batch.images, 50.0)))(built)
+
+
+def halves(built: Built) -> Built:
+    """A reader that drops every second half of a batch."""
+    return each_batch(lambda batch: Batch(*(part[: len(part) // 2] for part in batch)))(built)
+
+
+def stuck(built: Built) -> Built:
+    """A reader that gives its first batch for ever."""
+    first = Batch(*(part.clone() for part in next(built.workload.batches)))
+    return workload(built, batches=repeat(first))
+
+
+def one_image(built: Built) -> Built:
+    """A reader that gives the first image of its first batch for ever, as often as a batch holds images."""
+    first = next(built.workload.batches)
+    return workload(built, batches=repeat(Batch(*(part[:1].expand_as(part).clone() for part in first))))
+
+
+def frozen(built: Built) -> Built:
+    return workload(built, update=lambda: None)
+
+
 def each_step(change: Callable[[int, Step, Batch], tuple[Tensor, Tensor]]) -> Fault:
     """Gradients computed by `change`, of the step's number, the real function and the batch."""
 
@@ -164,10 +195,35 @@ def slow_model(pause_s: float) -> Fault:
     return each_step(gradients)
 
 
+def leaking(size_bytes: int) -> Fault:
+    """So many bytes a step are written and never given back."""
+    leaked: list[bytearray] = []
+
+    def gradients(_: int, whole: Step, batch: Batch) -> tuple[Tensor, Tensor]:
+        leaked.append(bytearray(b"x" * size_bytes))
+        time.sleep(0.005)  # for samples of the memory between the steps of a quick machine
+        return whole(batch)
+
+    return each_step(gradients)
+
+
 def out_of_memory_from(step: int) -> Fault:
     def gradients(number: int, whole: Step, batch: Batch) -> tuple[Tensor, Tensor]:
         if number >= step:
             raise torch.cuda.OutOfMemoryError
+        return whole(batch)
+
+    return each_step(gradients)
+
+
+def out_of_memory_with_a_batch_that_stays() -> Fault:
+    """In the second step on one and the same batch, which only the model alone takes."""
+    last: list[Batch] = []
+
+    def gradients(_: int, whole: Step, batch: Batch) -> tuple[Tensor, Tensor]:
+        if last and batch is last.pop():
+            raise torch.cuda.OutOfMemoryError
+        last.append(batch)
         return whole(batch)
 
     return each_step(gradients)
