@@ -12,6 +12,7 @@ folders.py      a launch from its folder to its row, also when it ended without 
 launch.py       one process a rank, under torch elastic; join.py: one rank of torchrun's job; progress.py shows them at work
 rank.py         one rank's process, from meeting the others to what it leaves
 train.py        its run: compile, settle, timed windows, evaluations, the parts alone
+seen.py         what a rank has seen so far, however it ends
 agree.py        what ranks must agree on; heartbeat.py: which of them hangs
 workload.py     RunConfig + rank -> Workload; the only file that builds models and pipelines
 schemes.py      how ranks share a step: by images, by columns, or by both

@@ -27,7 +27,8 @@ from harness.heartbeat import Heartbeat
 from harness.images import open_images
 from harness.measure import Interrupted
 from harness.progress import Teller
-from harness.train import Seen, Signals, out_of_memory, run
+from harness.seen import Seen, Signals
+from harness.train import out_of_memory, run
 from harness.trial import RankTrial
 from harness.workload import Rank
 from pipelines import DataError

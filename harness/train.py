@@ -6,10 +6,9 @@ import contextlib
 import math
 import os
 import resource
-import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from torch import Tensor
 from harness import ceilings, seeded, trace
 from harness.agree import Ranks, clock_ahead_s, must_see_the_same
 from harness.config import RunConfig
-from harness.heartbeat import Heartbeat, Place
-from harness.measure import Interrupted, NewestLoss, Recording, TimedWindow, Workload, synchronise, untimed_steps
+from harness.heartbeat import Place
+from harness.measure import Interrupted, NewestLoss, TimedWindow, Workload, synchronise, untimed_steps
 from harness.metrics.intervals import is_steady
 from harness.progress import Teller
+from harness.seen import Seen, Signals
 from harness.telemetry import Telemetry
-from harness.trial import Alone, Evaluation, MemoryPoint, Meters, Window
+from harness.trial import Evaluation, MemoryPoint, Meters
 from harness.workload import Built, Rank, build, build_cpu_block, train_multiply_adds_per_image
 from pipelines.sources.imageset import ImageSet
 
@@ -32,48 +32,6 @@ SETTLE_BLOCK_S = 0.5
 SETTLE_BLOCKS_MAX = 24
 SETTLE_MAX_S = 20.0
 PARAMETER_SAMPLES = 1000
-
-
-@dataclass
-class Seen:
-    """The rank's trial in the making: whatever is here when the run ends is written down."""
-
-    recording: Recording = field(default_factory=Recording)
-    windows: list[Window] = field(default_factory=list)
-    open_window: TimedWindow | None = None
-    warmup_steps: int = 0
-    settled: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)
-    evaluations: list[Evaluation] = field(default_factory=list)
-    alone: dict[str, Alone] = field(default_factory=dict)
-    heartbeat: Heartbeat | None = None
-    telemetry: Telemetry | None = None
-
-    def beat(self, place: Place) -> None:
-        if self.heartbeat is not None:
-            self.heartbeat.beat(place)
-
-    def close_window(self) -> None:
-        if self.open_window is not None:
-            window, self.open_window = self.open_window.told(), None
-            if window.step_ms:
-                self.windows.append(window)
-
-
-class Signals:
-    """SIGINT and SIGTERM end the rank at once, except within a timed window, which then ends after its step."""
-
-    def __init__(self) -> None:
-        self.asked: int | None = None
-        self.deferred = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._take)
-
-    def _take(self, number: int, _frame: object) -> None:
-        first = self.asked is None
-        self.asked = number
-        if first and not self.deferred:
-            raise Interrupted(number)
 
 
 def parameter_samples(network: torch.nn.Module) -> dict[str, Tensor]:

@@ -56,6 +56,7 @@ MAY_IMPORT = {
     "resolve": {"environment", "config"},
     "folders": {"forecast", "results", "rows", "environment", "progress", "trial", "config"},
     "rank": {
+        "seen",
         "train",
         "workload",
         "measure",
@@ -68,6 +69,7 @@ MAY_IMPORT = {
         "config",
     },
     "train": {
+        "seen",
         "workload",
         "seeded",
         "trace",
@@ -81,6 +83,7 @@ MAY_IMPORT = {
         "trial",
         "config",
     },
+    "seen": {"telemetry", "heartbeat", "measure", "trial"},
     "seeded": {"workload", "schemes", "config"},
     "trace": {"measure", "progress"},
     "agree": {"config"},
@@ -117,7 +120,20 @@ MAY_IMPORT = {
 }
 TORCH_FREE = tuple(
     set(MAY_IMPORT)
-    - {"rank", "train", "workload", "schemes", "seeded", "trace", "agree", "ceilings", "measure", "certify", "checks"}
+    - {
+        "rank",
+        "seen",
+        "train",
+        "workload",
+        "schemes",
+        "seeded",
+        "trace",
+        "agree",
+        "ceilings",
+        "measure",
+        "certify",
+        "checks",
+    }
     - {"box"}
 )
 HEAVY = {"torch", "nvidia", "triton", "torchvision"}
