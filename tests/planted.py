@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -197,10 +198,12 @@ def slow_model(pause_s: float) -> Fault:
 
 def leaking(size_bytes: int) -> Fault:
     """So many bytes a step are written and never given back."""
-    leaked: list[bytearray] = []
+    # Pages of their own: on the heap they may fill what others have left there.
+    leaked: list[mmap.mmap] = []
 
     def gradients(_: int, whole: Step, batch: Batch) -> tuple[Tensor, Tensor]:
-        leaked.append(bytearray(b"x" * size_bytes))
+        leaked.append(mmap.mmap(-1, size_bytes))
+        leaked[-1].write(b"x" * size_bytes)
         time.sleep(0.005)  # for samples of the memory between the steps of a quick machine
         return whole(batch)
 

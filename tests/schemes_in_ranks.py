@@ -82,7 +82,8 @@ class Side:
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         F.dropout = self.dropout
-        self.update(Batch(images[self.rows], labels[self.rows], labels[self.rows]))
+        self.gradients(Batch(images[self.rows], labels[self.rows], labels[self.rows]))
+        self.update()
 
 
 def batches(images: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import os
 import random
 import subprocess
@@ -319,13 +320,16 @@ def test_a_long_runs_growth_is_told_from_samples_spread_over_all_of_it() -> None
 
 
 def test_a_leaking_process_is_found_by_its_own_samples() -> None:
-    leaked: list[bytearray] = []
+    # Pages of their own: on the heap they may fill what others have left there.
+    leaked: list[mmap.mmap] = []
     telemetry = Telemetry(None, lambda: len(leaked), with_load=False)
     begun_s = time.perf_counter()
     samples = []
     for _ in range(11):
         samples.append(telemetry.sample())
-        leaked += [bytearray(b"x" * MIB) for _ in range(20)]
+        for _ in range(20):
+            leaked.append(mmap.mmap(-1, MIB))
+            leaked[-1].write(b"x" * MIB)
     telemetry.close()
     rank = rank_of(windows=(open_window(begun_s, time.perf_counter()),), samples=tuple(samples))
     growth = told.memory_growth_mib_per_1000_steps(trial_of(rank))
