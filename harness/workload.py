@@ -106,7 +106,8 @@ def build_network(config: RunConfig, classes: int, rank: Rank, scheme: Scheme) -
         network = models.create_part(config.model, config.parallel, scheme.parts, num_classes=classes, **asked)
     network = network.to(rank.device).to(memory_format=torch.channels_last)
     if config.compile == "on":
-        network.compile(fullgraph=True)
+        # Shapes never change within a graph: another batch size, as the seeded step has, is another graph.
+        network.compile(fullgraph=True, dynamic=False)
     # The weights are equal on all ranks, or parts of one set; what dropout leaves out must not be.
     torch.manual_seed(config.seed + 1 + rank.index)
     return network
