@@ -84,6 +84,14 @@ def test_torchrun_may_bring_the_ranks(pictures: Path, tmp_path: Path) -> None:
     assert verified(tmp_path / "table.csv")
 
 
+def test_two_compiled_columns_are_held_to_eager_float32(pictures: Path, tmp_path: Path) -> None:
+    done = run(pictures, tmp_path / "t.csv", "--steps", "2", "--cpus", "2", "--parallel", "columns", "--compile", "on")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = rows(tmp_path / "t.csv")
+    assert (row["status"], row["status_reason"]) == ("ok", "")
+    assert 0 < float(row["seeded_step_distance"]) < 9.2e-5
+
+
 def test_ctrl_c_in_the_timed_window_leaves_an_interrupted_row_and_no_process(start: Callable[..., Started]) -> None:
     run = start("--cpus", "2", *FOR_EVER)
     assert run.reaches("timed")
