@@ -22,6 +22,7 @@ from harness.progress import Teller
 from harness.schemes import DTYPES
 from harness.trial import Alone, MemoryPoint, Peak
 from harness.workload import Built
+from pipelines import PARTS
 
 BLOCK_S = 0.5
 BLOCKS_MIN = 4
@@ -44,6 +45,11 @@ class Surroundings:
     ranks: Ranks
     teller: Teller
     beat: Callable[[Place], None]
+
+    @property
+    def ahead(self) -> int:
+        """Batches that may be ready before anybody asks: the queue, and the one under way."""
+        return (self.config.prefetch or 1) + 1
 
     def begin(self, part: str) -> None:
         self.teller.tell(part)
@@ -73,15 +79,8 @@ def until_sure(around: Surroundings, block: Callable[[], None], images: int) -> 
 
 
 def input_alone(around: Surroundings) -> Alone:
-    """Take batches and train on none. Those decoded ahead are taken before the clock: they do not count."""
-    workload, ahead = around.workload, (around.config.prefetch or 1) + 1
-
-    def take(batches: int) -> None:
-        for _ in range(batches):
-            next(workload.batches)
-            wait_for_stream(workload.device)
-
-    return until_sure(around, *blocks_of(around, take, ahead, workload.images_per_step))
+    """Take batches and train on none."""
+    return taken_alone(around, around.workload.batches)
 
 
 def part_alone(around: Surroundings, part: str) -> Alone | None:
@@ -89,31 +88,26 @@ def part_alone(around: Surroundings, part: str) -> Alone | None:
     shortened = around.built.shortened(part)
     if shortened is None:
         return None
+    with contextlib.closing(shortened):
+        return taken_alone(around, shortened)
 
-    def take(batches: int) -> None:
-        for _ in range(batches):
+
+def taken_alone(around: Surroundings, batches: Iterator[Any]) -> Alone:
+    """Batches as they come, in blocks of at least those made ahead, which are taken before the clock: they do not count."""
+
+    def take(count: int) -> None:
+        for _ in range(count):
             around.beat("measuring the parts alone")
-            next(shortened)
+            next(batches)
             wait_for_stream(around.workload.device)
 
-    try:
-        ahead = (around.config.prefetch or 1) + 1
-        return until_sure(around, *blocks_of(around, take, ahead, around.workload.images_per_step))
-    finally:
-        shortened.close()
-
-
-def blocks_of(
-    around: Surroundings, take: Callable[[int], None], ahead: int, images: int
-) -> tuple[Callable[[], None], int]:
-    """A block of batches that lasts about BLOCK_S and holds at least those made ahead, and its images."""
-    take(ahead)
+    take(around.ahead)
     begun_s = time.perf_counter()
-    take(ahead)
-    a_batch_s = around.ranks.agree((time.perf_counter() - begun_s) / ahead)
-    batches = max(ahead, round(BLOCK_S / max(a_batch_s, 1e-6)))
+    take(around.ahead)
+    a_batch_s = around.ranks.agree((time.perf_counter() - begun_s) / around.ahead)
+    count = max(around.ahead, round(BLOCK_S / max(a_batch_s, 1e-6)))
     around.ranks.wait_for_all()
-    return lambda: take(batches), batches * images
+    return until_sure(around, lambda: take(count), count * around.workload.images_per_step)
 
 
 def wait_for_stream(device: torch.device) -> None:
@@ -178,7 +172,7 @@ def input_while_training(around: Surroundings, resident: Any) -> Alone:
     """What the input gives while the model trains on a batch that is already there, and neither waits for the other."""
     workload = around.workload
     steps = max(2, round(ALONE_MIN_S / resident_step_s(around, resident)))
-    drain = Drain(workload, ahead=(around.config.prefetch or 1) + 1)
+    drain = Drain(workload, around.ahead)
     with drain:
         around.ranks.wait_for_all()
         before, begun_s = drain.taken, time.perf_counter()
@@ -255,7 +249,7 @@ def parts_alone(around: Surroundings, *, full: bool) -> Iterator[tuple[str, Alon
     if full and config.pipeline != "synthetic":
         around.begin("input_while_training")
         yield "input_while_training", input_while_training(around, resident)
-        for part in ("storage", "decode"):
+        for part in PARTS:
             around.begin(part)
             give_back_memory(workload.device)
             if (alone := part_alone(around, part)) is not None:

@@ -6,15 +6,11 @@ was derived and not tuned.
 
 from __future__ import annotations
 
-import logging
-import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,10 +19,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
 from harness import environment, resolve, seeded, workload
+from harness.box.ranks import begin, in_ranks
 from harness.config import RunConfig
 from harness.metrics.validity import SEEDED_STEP_MOST
 from harness.recipes import settings
@@ -243,11 +239,10 @@ def step_config(device: torch.device, ranks: int = 1, **changes: Any) -> RunConf
 
 
 def compiled_step(device: torch.device, build: Build = workload.build_network) -> Measured:
-    """Loss and gradients of the compiled step against eager ones."""
+    """Gradients of the compiled step against eager ones."""
     workload.exact_fp32()
-    found = seeded.distance(
-        step_config(device, compile="on"), CLASSES, workload.Rank(0, 1, device), seeded.WHOLE, build
-    )
+    config = step_config(device, compile="on")
+    found = seeded.distance(config, CLASSES, workload.Rank(0, 1, device), scheme_of(config, 0), build)
     return Measured(found, "of the norm", STEP_BOUND)
 
 
@@ -260,39 +255,15 @@ def two_ranks(
     """Gradients of a step that two ranks share, against those of one process on all images."""
     if device.type == "cuda" and torch.cuda.device_count() < RANKS:
         raise NotRun(f"needs {RANKS} GPUs")
-    # It would announce in the middle of the table that it ends the other rank of one that failed.
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        started = spawn(rank_main, (device.type, build, timeout_s, folder, parallel), RANKS, join=False, daemon=True)
-        try:
-            deadline_s = time.monotonic() + timeout_s
-            while not started.join(timeout=0.2):
-                if time.monotonic() > deadline_s:
-                    raise TimeoutError(f"the ranks did not end within {timeout_s:g} s")
-        finally:
-            for process in started.processes:
-                process.kill()
-                process.join()
+        in_ranks(rank_main, (device.type, build, timeout_s, folder, parallel), RANKS, timeout_s)
         worst = largest(float(Path(folder, f"rank-{index}").read_text()) for index in range(RANKS))
     return Measured(worst, "of the norm", STEP_BOUND)
 
 
 def rank_main(index: int, kind: str, build: Build, timeout_s: float, folder: str, parallel: str) -> None:
     """Be one rank; leave in `folder` how far its gradients are from those of all images in one process."""
-    device = torch.device(f"cuda:{index}" if kind == "cuda" else "cpu")
-    # What a rank prints would tear the table; its exception is handed on.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    if kind == "cuda":
-        torch.cuda.set_device(device)
-    os.environ.update({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
-    torch.set_num_threads(max(1, environment.cpu_cores_usable() // RANKS))
-    dist.init_process_group(
-        "nccl" if kind == "cuda" else "gloo",
-        init_method=f"file://{folder}/store",
-        rank=index,
-        world_size=RANKS,
-        timeout=timedelta(seconds=timeout_s),
-    )
+    device = begin(index, RANKS, "nccl" if kind == "cuda" else "gloo", folder, timeout_s)
     workload.exact_fp32()
     config = step_config(device, ranks=RANKS, compile="off", parallel=parallel)
     rank = workload.Rank(index, RANKS, device)

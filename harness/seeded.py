@@ -10,13 +10,12 @@ from torch.nn import functional as F
 
 from harness import workload
 from harness.config import RunConfig
-from harness.schemes import Scheme
+from harness.schemes import Scheme, scheme_of
 from models.shares import part_of
 
 # `workload.build_network`, or one with a fault in it.
 Build = Callable[[RunConfig, int, workload.Rank, Scheme], nn.Module]
 
-WHOLE = Scheme(shard=0, column=0, parts=None, replicas=None, loss_divisor=1)
 # Rounding can turn a max-pool's winner, which moves a gradient by a thousandth: rare, and another one in every draw of
 # images. A fault is in all of them, so the least difference of five draws is judged.
 DRAWS = 5
@@ -32,7 +31,8 @@ def distance(
     Dropout is off, which would draw another network in each. Leaves another state of torch's generator.
     """
     ours = scheme.wrapped(build(config, classes, rank, scheme), config, rank.device).eval()
-    exact = build(plain(config), classes, workload.Rank(0, 1, rank.device), WHOLE).eval()
+    one = plain(config)
+    exact = build(one, classes, workload.Rank(0, 1, rank.device), scheme_of(one, 0)).eval()
     mine = slice(scheme.shard, None, config.shards)
     part = scheme.parts.rank if scheme.parts else 0
     found = []

@@ -176,12 +176,8 @@ def memory(row: dict[str, str]) -> str:
     process = f" ({figure(row['gpu_peak_process_gib'])} GiB in all)" if row["gpu_peak_process_gib"] else ""
     on_gpu = f"{gpu} GiB of {figure(row['gpu_memory_gib'])} GiB GPU memory in torch{process}, " if gpu != "-" else ""
     growth = row["memory_growth_mib_per_1000_steps"]
-    leak = f"; it grows by {figure(growth)} MiB in 1,000 steps: a leak" if leaks(growth) else ""
+    leak = f"; it grows by {figure(growth)} MiB in 1,000 steps: a leak" if is_leak(number(growth)) else ""
     return f"{on_gpu}{figure(row['host_peak_rss_gib'])} GiB of the host{leak}"
-
-
-def leaks(growth: str) -> bool:
-    return is_leak(number(growth))
 
 
 def sensors(row: dict[str, str]) -> str:

@@ -108,6 +108,18 @@ def handle_of(library: Any, gpu: int | str) -> Any:
     return handles[gpu] if gpu < len(handles) else None
 
 
+def at_work(library: Any, handle: Any, since_us: int) -> list[Any]:
+    """NVML's samples of the processes that did something on a GPU since then; it calls it not found if none did."""
+    try:
+        seen = library.nvmlDeviceGetProcessUtilization(handle, since_us)
+    except library.NVMLError as error:
+        if error.value not in (library.NVML_SUCCESS, library.NVML_ERROR_NOT_FOUND):
+            raise
+        return []
+    # A driver may leave entries of the list unwritten.
+    return [each for each in seen if each.smUtil <= 100]
+
+
 class Gpu:
     """The sensors of one GPU: those that are a field of a Sample by its name, and those that have to be made one."""
 
@@ -152,16 +164,8 @@ class Gpu:
         return {process.pid: process.usedGpuMemory for process in processes}
 
     def _used_pct(self) -> dict[int, float]:
-        """What every process that did something since the last look used of the GPU; NVML calls it not found if none did."""
-        library = self._library
-        try:
-            seen = library.nvmlDeviceGetProcessUtilization(self._handle, self._last_seen_us)
-        except library.NVMLError as error:
-            if error.value not in (library.NVML_SUCCESS, library.NVML_ERROR_NOT_FOUND):
-                raise
-            return {}
-        # A driver may leave entries of the list unwritten.
-        seen = [each for each in seen if each.smUtil <= 100]
+        """What every process that did something since the last look used of the GPU."""
+        seen = at_work(self._library, self._handle, self._last_seen_us)
         self._last_seen_us = max((each.timeStamp for each in seen), default=self._last_seen_us)
         return {each.pid: float(each.smUtil) for each in seen}
 

@@ -277,9 +277,7 @@ def test_looking_goes_on_while_it_is_measured(tmp_path: Path) -> None:
 
 
 def test_without_torch_the_rest_is_still_told(tmp_path: Path) -> None:
-    program = (
-        "import sys; sys.modules['torch'] = None; from harness.box import report as box; box.measure({descriptor})"
-    )
+    program = "import sys; sys.modules['torch'] = None; from harness.box import report; report.measure({descriptor})"
     assert findings_with(program, tmp_path, patience_s=60) == [
         Finding(NOTE, "timed checks", "not run: torch is not installed")
     ]
@@ -290,7 +288,7 @@ def test_without_torch_the_rest_is_still_told(tmp_path: Path) -> None:
 
 def test_the_command_tells_what_is_wrong_first_and_this_machines_rates(tmp_path: Path) -> None:
     """With less time than its ranks would need: what is left over is said, not begun."""
-    program = "from harness.box import report as box; raise SystemExit(box.main(None, time_box_s=20))"
+    program = "from harness.box import report; raise SystemExit(report.main(None, time_box_s=20))"
     kept = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     variables = {**kept, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "100"}
     done = subprocess.run(

@@ -29,6 +29,10 @@ GIB, MIB = 2**30, 2**20
 SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, HW_POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
 
 
+def leaks(trial: Trial) -> bool:
+    return told.is_leak(told.memory_growth_mib_per_1000_steps(trial))
+
+
 def open_window(start_s: float = 0.0, stop_s: float = 100.0) -> Window:
     return Window(start_s, stop_s, (100.0,), (1.0,))
 
@@ -123,7 +127,7 @@ METRICS = (
 @pytest.mark.parametrize("trial", [trial_of(), trial_with("host_load", None, None), trial_of(ranks=())])
 def test_without_a_sensor_there_is_no_number(metric: Any, trial: Trial) -> None:
     assert metric(trial) is None
-    assert (told.throttled(trial), told.contaminated(trial), told.is_leaking(trial)) == ("", "", False)
+    assert (told.throttled(trial), told.contaminated(trial), leaks(trial)) == ("", "", False)
 
 
 def test_clock_event_reasons_have_names_by_bit() -> None:
@@ -276,7 +280,7 @@ def test_a_leak_of_a_mib_a_step_is_flagged_whichever_memory_it_is_of() -> None:
     flat, leak = [2000.0] * 11, [2000.0 + 20 * place for place in range(11)]
     for leaking in (grown(leak), grown(flat, gpu_mib=leak), grown(leak, gpu_mib=flat)):
         assert told.memory_growth_mib_per_1000_steps(trial_of(leaking)) == 1000 - RECORDED_MIB
-        assert told.is_leaking(trial_of(leaking))
+        assert leaks(trial_of(leaking))
     both = grown(leak, gpu_mib=leak, rank=1)
     assert told.memory_growth_mib_per_1000_steps(trial_of(grown(flat), both)) == 2000 - RECORDED_MIB
     assert told.memory_growth_mib_per_1000_steps(trial_of(grown(flat))) == 0.0
@@ -288,8 +292,8 @@ def test_a_leak_is_found_in_noise_and_noise_is_no_leak(seed: int, samples: int) 
     draw = random.Random(seed)
     flat = [2000 + draw.uniform(-10, 10) for _ in range(samples)]
     leak = [each + 20 * place for place, each in enumerate(flat)]
-    assert told.is_leaking(trial_of(grown(leak)))
-    assert not told.is_leaking(trial_of(grown(flat)))
+    assert leaks(trial_of(grown(leak)))
+    assert not leaks(trial_of(grown(flat)))
 
 
 @pytest.mark.parametrize("place", range(1, 20))

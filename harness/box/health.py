@@ -15,20 +15,22 @@ from typing import Any
 from harness import doctor, environment
 from harness.box.vitals import Card, Host, Moment, Pair, look_at_cards, look_at_host, look_at_pairs
 from harness.doctor import NOTE, OK, WRONG, Finding
-from harness.metrics.telemetry import CONTAMINATED_ABOVE_PCT, THROTTLED_ABOVE_PCT
+from harness.metrics import telemetry
+from harness.metrics.telemetry import CLOCK_EVENT_REASONS, CONTAMINATED_ABOVE_PCT, THROTTLED_ABOVE_PCT
 
 DRIVER = "NVIDIA driver"  # the name of its line in the doctor's table
 
 # A card's clock goes with about the cube root of its power: 95 % of it costs 2 % of the speed, 85 % costs 5 %.
 NOTED_POWER_SHARE, LEAST_POWER_SHARE = 0.95, 0.85
 BUSY_PCT = 50.0  # from here on a card is busy enough for its link to run at full speed
-# NVML's clock event reasons that are faults; a software power cap (0x4) is the normal state of a busy card.
-SLOWED = {
-    0x08: "hardware slow-down",
-    0x20: "thermal slow-down by software",
-    0x40: "thermal slow-down by hardware",
-    0x80: "power brake",
+# What a row calls throttled, in words.
+SLOWDOWNS = {
+    "hw_slowdown": "hardware slow-down",
+    "sw_thermal_slowdown": "thermal slow-down by software",
+    "hw_thermal_slowdown": "thermal slow-down by hardware",
+    "hw_power_brake": "power brake",
 }
+SLOWED = {bit: SLOWDOWNS[name] for bit, name in CLOCK_EVENT_REASONS.items() if name in telemetry.SLOWDOWNS}
 P2P_OK, P2P_OF_NO_SUCH_CARD = 0, 2
 P2P_STATUS = {
     1: "chipset not supported",

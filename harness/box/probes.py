@@ -12,7 +12,6 @@ import itertools
 import os
 import re
 import shutil
-import statistics
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ from harness import environment
 from harness.box import disk as probe_disk
 from harness.box import ranks as probe_ranks
 from harness.box.laps import Lane, one_lap_s, timed
+from harness.forecast.counts import PARAMETERS
+from harness.metrics.numbers import GIB, MIB, rate
 from harness.trial import Peak
 from harness.workload import exact_fp32
 from pipelines.dataset.embedded import label_of
@@ -37,9 +38,7 @@ P = ParamSpec("P")
 Files = list[NDArray[np.uint8]]
 
 CPU = torch.device("cpu")
-MIB, GIB = 2**20, 2**30
 
-# A product that takes so long hides what starting it costs, also where a CPU's threads have to wait for a core; a CPU
 # A side twice as long is eight times the work, tried three times.
 WORK_OF_THE_NEXT = 2 * 8
 TRY_S, TRIES_MAX = 0.1, 100
@@ -47,7 +46,6 @@ SIDES = (256, 512, 1024, 2048, 4096, 8192)
 # Far more than any cache holds, or the caches are what is measured.
 COPY_BYTES = {"cpu": 256 * MIB, "cuda": GIB}
 LINK_BYTES = 256 * MIB
-GRADIENT_NUMBERS = 60_965_224  # float32 of AlexNet's parameters: 244 MB
 IMAGES = 64
 DISK_FILE, DISK_FREE = GIB, 2 * GIB
 IN_MEMORY = ("tmpfs", "ramfs")
@@ -85,11 +83,6 @@ def reported(probe: Callable[P, list[Rate]]) -> Callable[P, list[Rate]]:
             raise Failed(textwrap.shorten(str(error) or type(error).__name__, 160)) from error
 
     return call
-
-
-def rate(work: float, lap_s: Sequence[float]) -> float:
-    """Work a second in the median lap."""
-    return work / statistics.median(lap_s)
 
 
 # --- what a device does -------------------------------------------------------------------------------------------
@@ -253,9 +246,7 @@ def peer_to_peer(seconds_each: float) -> list[Rate]:
 
 
 @reported
-def all_reduce(
-    seconds: float, numbers: int = GRADIENT_NUMBERS, patience_s: float = probe_ranks.PATIENCE_S
-) -> list[Rate]:
+def all_reduce(seconds: float, numbers: int = PARAMETERS, patience_s: float = probe_ranks.PATIENCE_S) -> list[Rate]:
     """GB/s that a ring's links carry in an all-reduce of float32 numbers: NCCL on all GPUs, or two gloo ranks on the CPU."""
     asked = devices()
     ranks = len(asked) if asked != [CPU] else 2

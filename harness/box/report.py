@@ -149,7 +149,7 @@ def timed_findings(
     task: Task,
     look: Callable[[], None],
     patience_s: float,
-    program: str = "from harness.box import report as box; box.measure({descriptor})",
+    program: str = "from harness.box import report; report.measure({descriptor})",
 ) -> list[Finding]:
     """What the measuring process finds until the time is over; `look` is called all the while."""
     ours, theirs = Pipe()

@@ -213,8 +213,8 @@ def other_processes(library: Any, handle: Any) -> tuple[Process, ...]:
         for process in answer(library, function, handle) or []
     ]
     at_work: dict[int, float] = {}
-    for sample in answer(library, "nvmlDeviceGetProcessUtilization", handle, since_us) or []:
-        if sample.smUtil <= 100:  # a driver may leave entries of the list unwritten
+    with contextlib.suppress(AttributeError, library.NVMLError):
+        for sample in telemetry.at_work(library, handle, since_us):
             at_work[sample.pid] = max(sample.smUtil, at_work.get(sample.pid, 0.0))
     memory = {process.pid: process.usedGpuMemory for process in listed}
     pids = sorted({*memory, *at_work} - {os.getpid()})

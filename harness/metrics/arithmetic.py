@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import median
-
-from harness.metrics.numbers import share_pct
+from harness.metrics.numbers import rate, share_pct
 from harness.metrics.speed import images_per_s
 from harness.trial import Trial
 
@@ -25,10 +23,9 @@ def peak_per_s(trial: Trial, name: str) -> float | None:
     peaks = [rank.peaks[name] for rank in trial.ranks if name in rank.peaks]
     if not peaks or len(peaks) < len(trial.ranks):
         return None
-    laps = [median(peak.lap_s) for peak in peaks if peak.lap_s]
-    if len(laps) < len(peaks) or not all(laps):
+    if not all(peak.lap_s and all(peak.lap_s) for peak in peaks):
         return None
-    return sum(peak.work / lap for peak, lap in zip(peaks, laps, strict=True))
+    return sum(rate(peak.work, peak.lap_s) for peak in peaks)
 
 
 def gemm_peak_tflop_per_s(trial: Trial) -> float | None:

@@ -103,7 +103,7 @@ def pct_of_model_alone(trial: Trial) -> float | None:
 
 
 def share_of_windows_pct(trial: Trial, spent_ms: Callable[[Window], float]) -> float | None:
-    """Of the windows, the mean over ranks; None where a window does not tell it."""
+    """Share of the ranks' windows that was spent on something, the mean over ranks."""
     shares = [
         100 * sum(map(spent_ms, rank.windows)) / 1000 / seconds
         for rank in trial.ranks
@@ -155,11 +155,10 @@ def gap_pct(rank: RankTrial) -> float | None:
 
 def slowest_input_part(trial: Trial) -> str | None:
     """storage, decode or augment: the one that adds most to an image's time; None where they were not told apart."""
-    rates = [f(trial) for f in (storage_images_per_s, decode_images_per_s, input_alone_images_per_s)]
-    if None in rates or 0 in rates:
+    storage, decode, whole = storage_images_per_s(trial), decode_images_per_s(trial), input_alone_images_per_s(trial)
+    if not storage or not decode or not whole:
         return None
-    until = [1 / float(rate or 0) for rate in rates]
-    costs = {"storage": until[0], "decode": until[1] - until[0], "augment": until[2] - until[1]}
+    costs = {"storage": 1 / storage, "decode": 1 / decode - 1 / storage, "augment": 1 / whole - 1 / decode}
     return max(costs, key=lambda part: costs[part])
 
 

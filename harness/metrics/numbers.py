@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
 from harness.trial import Alone, RankTrial, Trial, Window
 
@@ -25,6 +26,11 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 def one_a_shard(trial: Trial) -> list[RankTrial]:
     """The ranks that have logits and losses: all, or with columns the first of each shard."""
     return [rank for rank in trial.ranks if rank.column == 0]
+
+
+def rate(work: float, lap_s: Sequence[float]) -> float:
+    """Work a second in the median lap."""
+    return work / median(lap_s)
 
 
 def entropy(counts: Sequence[int]) -> float:

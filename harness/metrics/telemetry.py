@@ -295,7 +295,3 @@ def memory_growth_mib_per_1000_steps(trial: Trial) -> float | None:
 
 def is_leak(mib_per_1000_steps: float | None) -> bool:
     return mib_per_1000_steps is not None and mib_per_1000_steps > LEAK_MIB_PER_1000_STEPS
-
-
-def is_leaking(trial: Trial) -> bool:
-    return is_leak(memory_growth_mib_per_1000_steps(trial))
