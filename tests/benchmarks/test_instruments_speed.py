@@ -22,7 +22,8 @@ from harness.heartbeat import Heartbeat
 from harness.measure import Workload, synchronise
 from harness.progress import Teller
 from harness.schemes import Scheme
-from harness.train import Seen, Signals, telemetry_of, train_timed, watched
+from harness.seen import Seen, Signals
+from harness.train import telemetry_of, train_timed, watched
 from harness.workload import Built, Rank
 from pipelines import Batch
 from pipelines.sources.imageset import Split
