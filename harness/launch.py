@@ -47,6 +47,7 @@ def run_agent(config: RunConfig, run_folder: Path, attempt: int) -> tuple[str, i
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    overlook_the_timer()
     logs = run_folder / "logs" / str(attempt)
     logs.mkdir(parents=True)
     job = LaunchConfig(
@@ -76,6 +77,21 @@ def run_agent(config: RunConfig, run_folder: Path, attempt: int) -> tuple[str, i
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return "", 0
+
+
+def overlook_the_timer() -> None:
+    """Have this process print nothing where the rendezvous of torch's agent is freed by its own timer's thread.
+
+    That thread then tries to join itself, and Python prints a traceback about it, though the thread ends all the same.
+    """
+    told_before = sys.unraisablehook
+
+    def tell(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "cannot join current thread":
+            told_before(unraisable)
+
+    if getattr(told_before, "__name__", "") != tell.__name__:
+        sys.unraisablehook = tell
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,8 @@ from literals import rank_of
 from harness import folders, launch, resolve
 from harness.config import AskedWrongly, RunConfig
 from harness.metrics import validity
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_without_gpus_and_cpus_it_is_the_first_gpu_or_else_the_cpu() -> None:
@@ -105,6 +109,42 @@ def test_the_ranks_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> N
     with launch.rank_environment(resolve.resolve(RunConfig(cpus=2), cores=2, gpus=0)):
         assert os.environ["OMP_NUM_THREADS"] == "1"
     assert dict(os.environ) == before
+
+
+FREED_BY_ITS_OWN_THREAD = """
+import threading, time, weakref
+from datetime import timedelta
+from torch.distributed.elastic.rendezvous.utils import _PeriodicTimer
+from harness import launch
+{install}
+class Handler:
+    def start(self):
+        self.timer = _PeriodicTimer(timedelta(milliseconds=10), Handler.beat, weakref.ref(self))
+        self.timer.start()
+        self.thread = self.timer._thread
+    @staticmethod
+    def beat(weak):
+        handler = weak()
+        time.sleep(0.3)
+handler = Handler()
+handler.start()
+thread = handler.thread
+time.sleep(0.1)
+del handler
+thread.join(10)
+class Loud:
+    def __del__(self):
+        raise ValueError("another's")
+Loud()
+"""
+
+
+@pytest.mark.parametrize("install", ["launch.overlook_the_timer()\n" * 2, ""], ids=["overlooked", "as torch has it"])
+def test_torchs_timer_freed_by_its_own_thread_says_nothing_and_others_still_speak(install: str) -> None:
+    program = FREED_BY_ITS_OWN_THREAD.format(install=install)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "ValueError: another's" in done.stderr
+    assert ("cannot join current thread" in done.stderr) == (not install)
 
 
 def test_the_plan_says_the_minutes_it_expects() -> None:
