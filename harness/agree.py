@@ -30,6 +30,13 @@ class Ranks:
             dist.broadcast(word, src=0)
         return float(word)
 
+    def total(self, number: float) -> float:
+        """The sum of every rank's number, on every rank."""
+        word = torch.tensor(number, dtype=torch.float64)
+        if self.count > 1:
+            dist.all_reduce(word)
+        return float(word)
+
     def wait_for_all(self) -> None:
         self.agree(0)
 

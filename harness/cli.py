@@ -147,6 +147,8 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
     of_images = [f"--{name}" for name in ("data", "exclude", "statistics", "views") if name in typed]
     if typed.get("pipeline") == "synthetic" and of_images:
         raise AskedWrongly(f"--pipeline synthetic reads no images and {of_images[0]} was given: leave one of them out")
+    if "target_train_error_pct" in typed and "evaluate_every" not in typed:
+        raise AskedWrongly("--target-train-error-pct is looked at with every evaluation: give --evaluate-every too")
     if "exclude" in typed and "data" not in typed:
         raise AskedWrongly("--exclude was given and the embedded set has nothing to leave out: give --data too")
     model = typed.get("model", RunConfig.model)
@@ -158,6 +160,10 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
             raise AskedWrongly(f"--init was asked and {model} has its own initial weights: leave --init out")
         typed["init"] = None
     asked = settings(typed.pop("recipe", "throughput" if gpus else "smoke"), typed)
+    if asked["augment"] == "none" and asked.get("views", 1) > 1:
+        raise AskedWrongly(
+            f"--views {asked['views']} was asked and --augment none shows the whole centre square, which has one view: leave --views out"
+        )
     if asked.get("jitter") and asked["augment"] != "rrc+jitter":
         raise AskedWrongly(
             f"--jitter was given and --augment {asked['augment']} jitters no colours: ask for --augment rrc+jitter"

@@ -69,7 +69,7 @@ class RunConfig:
 
     # fmt: off
     model: str = asked("task", "network, by name", "alexnet")
-    augment: str = asked("task", "training augmentation: random-resized crops (rrc, rrc+jitter), or the paper's crops of 256x256 as printed (paper) or as its source does (code2012)", "rrc")
+    augment: str = asked("task", "training augmentation: random-resized crops (rrc, rrc+jitter), the paper's crops of 256x256 as printed (paper) or as its source does (code2012), or the centre square alone (none)", "rrc")
     jitter: str | None = asked("task", "of rrc+jitter: most change of brightness,contrast,saturation, and of hue in turns; 0.4,0.4,0.4,0.1 if left out", None, parse=jitter)
     precision: str = asked("task", "fp32 (TF32 off) or bf16 autocast", "fp32", choices=("fp32", "bf16"))
     image_size: int = asked("task", "side of the square input, pixels; the network's own if left out", 224, parse=whole(1))
@@ -102,6 +102,7 @@ class RunConfig:
     steps: int | None = asked("bookkeeping", "length: timed steps, after warm-up", None, parse=whole(1))
     timed_seconds: float | None = asked("bookkeeping", "length: seconds of timed steps once settled", None, parse=real(0, above=True))
     epochs: float | None = asked("bookkeeping", "length: passes over the training images", None, parse=real(0, above=True))
+    target_train_error_pct: float | None = asked("bookkeeping", "end early, once the training error between two evaluations is this or less, per cent", None, parse=real(0, above=True, maximum=100))
     launches: int = asked("bookkeeping", "fresh processes, a row each; three or more give an interval", 1, parse=whole(1))
     seed: int = asked("bookkeeping", "seed of weights, order and augmentation", 1, parse=whole(0, 2**62))
     evaluate_every: int | None = asked("bookkeeping", "also evaluate after every this many images", None, parse=whole(1))

@@ -89,7 +89,7 @@ def check_images(config: RunConfig, images: ImageSet) -> None:
     """AskedWrongly where these images cannot be shown as was asked."""
     if images.train.square and config.augment in pipelines.RANDOM_RESIZED:
         raise AskedWrongly(pipelines.no_random_resized(config.augment, images.train.square))
-    side = pipelines.resized_side(config.image_size)
+    side = pipelines.resized_side(config.image_size, config.augment)
     if images.statistics and images.statistics.side != side:
         raise AskedWrongly(
             f"--statistics {config.statistics} has a mean image of {images.statistics.side} pixels and {config.model} cuts its "

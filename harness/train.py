@@ -141,6 +141,16 @@ def train_timed(
         note_peaks(workload.device, seen)
         done_before += steps
         evaluate(built, seen, teller)
+        if train_error_pct(built, seen, ranks, steps) <= (config.target_train_error_pct or -1):
+            break
+
+
+def train_error_pct(built: Built, seen: Seen, ranks: Ranks, steps: int) -> float:
+    """Of the whole job over its newest steps, on the images as they were trained on."""
+    has_logits = built.scheme.column == 0
+    right = sum(map(float, seen.recording.correct[-steps:])) if has_logits else 0.0
+    images = steps * built.workload.images_per_step if has_logits else 0
+    return 100 * (1 - ranks.total(right) / ranks.total(images))
 
 
 def watched(workload: Workload, seen: Seen, waiting: Place = "waiting for a batch") -> Workload:

@@ -40,7 +40,7 @@ PIPELINES = {
     "torch": "pipelines.torch_loader:batches",
     "synthetic": "pipelines.synthetic:batches",
 }
-AUGMENTS = ("rrc", "rrc+jitter", "paper", "code2012")
+AUGMENTS = ("rrc", "rrc+jitter", "paper", "code2012", "none")
 RANDOM_RESIZED = ("rrc", "rrc+jitter")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "float16", "uint8")
@@ -105,7 +105,7 @@ class Request:
     split: Split
     images_per_batch: int
     training: bool = True
-    augment: str = "rrc"  # training only
+    augment: str = "rrc"  # training only, but for "none": the centre square and no more, in evaluation too
     jitter: tuple[float, float, float, float] = JITTER  # rrc+jitter: brightness, contrast, saturation, hue in turns
     image_size: int = 224  # side of the square image, pixels
     resized_side: int = 0  # pixels of the shorter side that `image_size` is cut from; 0: the function of that name
@@ -125,7 +125,7 @@ class Request:
     resume: State | None = None  # training only: go on after these batches
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "resized_side", self.resized_side or resized_side(self.image_size))
+        object.__setattr__(self, "resized_side", self.resized_side or resized_side(self.image_size, self.augment))
         one_of("augment", self.augment, AUGMENTS)
         one_of("device", self.device.partition(":")[0], DEVICES)
         one_of("dtype", self.dtype, DTYPES)
@@ -138,6 +138,8 @@ class Request:
             raise ValueError(f"shard {self.shard} of {self.num_shards} does not exist: count shards from 0")
         if self.decode == "mixed" and self.device == "cpu":
             raise ValueError("decode mixed needs a GPU and the device is cpu: ask for decode cpu")
+        if self.augment == "none" and self.views > 1:
+            raise ValueError("augment none shows the whole centre square, which has one view: ask for views 1")
         if self.resized_side < self.image_size:
             raise ValueError(f"image_size {self.image_size} cannot be cut from {self.resized_side}: resize to more")
         if self.training and (self.views > 1 or self.dtype == "uint8"):
@@ -177,9 +179,12 @@ class Request:
         return range(total * self.shard // self.num_shards, total * (self.shard + 1) // self.num_shards)
 
 
-def resized_side(image_size: int) -> int:
-    """Pixels of the shorter side that a crop of `image_size` is cut from: 256 for 224, the paper's section 2."""
-    return round(image_size * 256 / 224)
+def resized_side(image_size: int, augment: str) -> int:
+    """Pixels of the shorter side that a crop of `image_size` is cut from: 256 for 224, the paper's section 2.
+
+    Without augmentation nothing is cut from the centre square, neither in training nor in evaluation.
+    """
+    return image_size if augment == "none" else round(image_size * 256 / 224)
 
 
 def no_random_resized(augment: str, square: int) -> str:

@@ -162,7 +162,7 @@ def decoded(request: Request, images: Any, numbers: dict[str, Any]) -> Any:
     """What `prepared` decodes in training, where it decodes it."""
     if request.augment in RANDOM_RESIZED:
         return random_part(request, images)
-    return part_of_resized(request, images, numbers["offset"], request.image_size)[0]
+    return part_of_resized(request, images, numbers.get("offset"), request.image_size)[0]
 
 
 def prepared(request: Request, images: Any, numbers: dict[str, Any]) -> Any:
@@ -249,20 +249,21 @@ def random_part(request: Request, encoded: Any) -> Any:
 
 def crop_of_resized(request: Request, images: Any, offset: Any, cut: int) -> Any:
     """Shorter side resized, its centre square, and of that a crop (cut, cut, 3) uint8 at `offset`, or its middle."""
-    if offset is None:
-        offset = types.Constant([float((request.resized_side - cut) // 2)] * 2)
     part, window = part_of_resized(request, images, offset, cut)
     part = on_device(request, part)
     return fn.resize(part, size=[cut, cut], **window) if window else part
 
 
 def part_of_resized(request: Request, images: Any, offset: Any, cut: int) -> tuple[Any, dict[str, Any]]:
-    """The part of each picture that a crop at `offset`, whole pixels, shows; and the window of it to resize, if it is not that size.
+    """The part of each picture that a crop at `offset`, whole pixels, or in the middle shows; and the window of it to resize, if it
+    is not that size.
 
     The crop's window is traced back into the stored picture and only that is decoded, with as much around it as the
     resampling filter reaches: the same pixels as resizing the whole, and less work.
     """
     side = request.resized_side
+    if offset is None:
+        offset = types.Constant([float((side - cut) // 2)] * 2)
     if request.split.square == side:
         return cut_out(request, images, start=fn.cast(offset, dtype=types.INT32), shape=[cut, cut]), {}
     size = fn.cast(shape_of(request, images)[:2], dtype=types.FLOAT)

@@ -72,6 +72,8 @@ class Feed:
 
 def numbers_of(request: Request) -> tuple[str, ...]:
     """Fields of `Draws` that the graph takes in training."""
+    if request.augment == "none":
+        return ()
     if request.augment not in RANDOM_RESIZED:
         return ("mirror", "offset", "noise")
     return ("mirror", "jitter") if request.augment == "rrc+jitter" else ("mirror",)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pipelines import RANDOM_RESIZED, Batch, DataError, Request, State, resumable
 from pipelines.augment import CODE2012_DIVISOR, COLOUR_NOISE_STD, CROP_AREA, CROP_ASPECT, IMAGES_A_CROP, mixed_seed
 from pipelines.diagnose import encoded_at
-from pipelines.feed import Feed
+from pipelines.feed import Feed, numbers_of
 from pipelines.pictures import fault_in, rgb
 from pipelines.sources import name_of
 
@@ -120,7 +120,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         if request.dtype == "uint8":
             return image, place
         image -= self.mean
-        if request.training and request.augment not in RANDOM_RESIZED:
+        if request.training and "noise" in numbers_of(request):
             image += self.noise @ torch.randn(3)
         return image / CODE2012_DIVISOR if code2012 else image, place
 
@@ -148,13 +148,13 @@ Prepare = Callable[[Image.Image], Image.Image]
 def preparation(request: Request) -> tuple[Prepare, Prepare]:
     """torchvision's transforms for what is asked: to an (S, S) picture, then its colours."""
     side, cut = request.resized_side, request.image_size
-    if not request.training:
+    if not request.training or request.augment == "none":
         steps = [transforms.Resize(side), transforms.CenterCrop(cut)]
     elif request.augment in RANDOM_RESIZED:
         steps = [transforms.RandomResizedCrop(cut, scale=CROP_AREA, ratio=CROP_ASPECT)]
     else:
         steps = [transforms.Resize(side), transforms.CenterCrop(side), transforms.RandomCrop(cut)]
-    if request.training:
+    if request.training and request.augment != "none":
         steps.append(transforms.RandomHorizontalFlip())
     brightness, contrast, saturation, hue = request.jitter
     jittered = request.training and request.augment == "rrc+jitter"
