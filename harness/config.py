@@ -144,6 +144,12 @@ class RunConfig:
     def with_(self, **changes: Any) -> RunConfig:
         return replace(self, **changes)
 
+    @classmethod
+    def of(cls, cells: dict[str, Any]) -> RunConfig:
+        """What `columns` gave, read again; fields that older cells lack have their defaults, and paths are last names."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{name: value for name, value in cells.items() if name in known})
+
     def columns(self) -> dict[str, Any]:
         """The fields as cells. A path is told by its last name: what leads there means nothing on another machine."""
         cells = {item.name: getattr(self, item.name) for item in fields(self)}

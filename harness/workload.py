@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import models.block
 import pipelines
-from harness.config import RunConfig
+from harness.config import AskedWrongly, RunConfig
 from harness.measure import Workload
 from harness.schemes import DTYPES, Scheme, scheme_of
 from models.alexnet import multiply_adds
@@ -242,6 +242,32 @@ def as_many_as_the_others(
         yield pipelines.Batch(
             nothing, torch.zeros(size, dtype=torch.int64, device=device), torch.full((size,), -1, device=device)
         )
+
+
+def trained_network(config: RunConfig, classes: int, weights: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+    """The whole network with these parameters, by name, in evaluation mode and not compiled.
+
+    AskedWrongly, naming the first parameter that differs, where they are another network's.
+    """
+    network = models.create(config.model, num_classes=classes, **({"init": config.init} if config.init else {}))
+    for name, like in network.state_dict().items():
+        if name not in weights or weights[name].shape != like.shape:
+            found = f"of shape {tuple(weights[name].shape)}" if name in weights else "not there"
+            raise AskedWrongly(
+                f"the weights are of another network than {config.model} with {classes} classes: {name} should have shape "
+                f"{tuple(like.shape)} and is {found}: give a checkpoint of this network, or its own --model"
+            )
+    network.load_state_dict({name: weights[name] for name in network.state_dict()})
+    return network.to(device).to(memory_format=torch.channels_last).eval()
+
+
+def each_image_once(config: RunConfig, split: Split, device: torch.device, statistics: Statistics | None = None) -> Any:
+    """Batches of a split for evaluation by one process, as training evaluates: places with index -1 are padding."""
+    alone = config.with_(gpus=int(device.type == "cuda"), cpus=int(device.type == "cpu"), parallel="data", nodes=1)
+    rank = Rank(0, 1, device)
+    return create_batches(
+        alone, split, rank=rank, scheme=Scheme(0, 0, None, None, 1), training=False, statistics=statistics
+    )
 
 
 def over_views(logits: Tensor, views: int) -> Tensor:
