@@ -37,6 +37,13 @@ class Ranks:
             dist.all_reduce(word)
         return float(word)
 
+    def largest(self, number: float) -> float:
+        """The largest of every rank's numbers, on every rank."""
+        word = torch.tensor(number, dtype=torch.float64)
+        if self.count > 1:
+            dist.all_reduce(word, op=dist.ReduceOp.MAX)
+        return float(word)
+
     def wait_for_all(self) -> None:
         self.agree(0)
 

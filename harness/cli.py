@@ -16,8 +16,9 @@ import models
 import pipelines
 from harness.config import AskedWrongly, RunConfig, real, whole
 from harness.data import add_data
+from harness.evaluate import add_evaluate
 from harness.forecast import add_predict
-from harness.recipes import LENGTHS, RECIPES, settings
+from harness.recipes import LENGTHS, PATIENCE, RECIPES, settings
 from pipelines import DataError
 
 CHOICES: dict[str, Sequence[Any]] = {
@@ -92,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     doctor.set_defaults(call=run_doctor)
 
     add_data(commands, Parser)
+    add_evaluate(commands)
     add_predict(commands)
     return top
 
@@ -138,6 +140,10 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
     typed = {
         field.name: getattr(arguments, field.name) for field in fields(RunConfig) if hasattr(arguments, field.name)
     }
+    if "resume" in typed:
+        from harness.resume import completed
+
+        typed = completed(typed)
     gpus, cpus = typed.pop("gpus", None), typed.pop("cpus", None)
     if gpus and cpus:
         raise AskedWrongly("--gpus and --cpus were both asked and a run has ranks of one kind: give one of them")
@@ -160,6 +166,8 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
             raise AskedWrongly(f"--init was asked and {model} has its own initial weights: leave --init out")
         typed["init"] = None
     asked = settings(typed.pop("recipe", "throughput" if gpus else "smoke"), typed)
+    asked |= of_the_rate(asked)
+    refuse_saving(asked, typed)
     if asked["augment"] == "none" and asked.get("views", 1) > 1:
         raise AskedWrongly(
             f"--views {asked['views']} was asked and --augment none shows the whole centre square, which has one view: leave --views out"
@@ -170,6 +178,41 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
         )
     kind = "gpus" if gpus else "cpus"
     return [RunConfig(**asked, **({kind: number} if number else {})) for number in gpus or cpus or (None,)]
+
+
+def of_the_rate(asked: dict[str, Any]) -> dict[str, Any]:
+    """What --schedule leaves to its defaults; AskedWrongly where its flags do not fit together."""
+    schedule = asked.get("schedule", RunConfig.schedule)
+    if (schedule in ("epochs", "steps")) != bool(asked.get("drops")):
+        raise AskedWrongly(
+            f"--schedule {schedule} was asked {'with' if asked.get('drops') else 'without'} --drops: "
+            "--drops 25,51,79 belongs to --schedule epochs or steps, and only there"
+        )
+    if schedule != "plateau":
+        if asked.get("patience"):
+            raise AskedWrongly(
+                f"--patience was given and --schedule {schedule} waits for nothing: ask for --schedule plateau"
+            )
+        return {}
+    if not asked.get("evaluate_every"):
+        raise AskedWrongly("--schedule plateau looks at the validation error: say how often with --evaluate-every")
+    return {"patience": asked.get("patience") or PATIENCE}
+
+
+def refuse_saving(asked: dict[str, Any], typed: dict[str, Any]) -> None:
+    """AskedWrongly where what belongs to checkpoints was asked without them, or where several launches would share them."""
+    if not asked.get("checkpoint_every"):
+        for name in ("keep", "time_limit", "max_restarts"):
+            if typed.get(name):
+                raise AskedWrongly(
+                    f"--{name.replace('_', '-')} was given and this run saves nothing: say how often with --checkpoint-every"
+                )
+    elif asked.get("launches", 1) > 1:
+        if typed.get("launches"):
+            raise AskedWrongly(
+                "--launches and --checkpoint-every were both asked and a run that is saved is one launch: leave one out"
+            )
+        asked["launches"] = 1
 
 
 def run_run(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from harness.schedule import KINDS as SCHEDULES
+from harness.schedule import drops, layer_rates
 from pipelines.augment import JITTER
 
 PARALLEL = ("data", "columns", "hybrid")
@@ -74,7 +76,15 @@ class RunConfig:
     precision: str = asked("task", "fp32 (TF32 off) or bf16 autocast", "fp32", choices=("fp32", "bf16"))
     image_size: int = asked("task", "side of the square input, pixels; the network's own if left out", 224, parse=whole(1))
     optimiser: str = asked("task", "the paper's SGD with momentum", "sgd", choices=("sgd",))
-    learning_rate: float = asked("task", "constant learning rate", 0.01, parse=real(0, above=True))
+    learning_rate: float = asked("task", "learning rate, before --schedule changes it", 0.01, parse=real(0, above=True))
+    schedule: str = asked("task", "learning rate over time: constant; divided by ten when the validation error stops improving, three times (plateau); or divided by ten after --drops epochs or steps", "constant", choices=SCHEDULES)
+    drops: str | None = asked("task", "epochs or steps after which --schedule divides the rate by ten, as 25,51,79", None, parse=drops)
+    patience: int | None = asked("task", "of --schedule plateau: evaluations without a lower error before the rate drops; 5 if left out", None, parse=whole(1))
+    warmup_epochs: float = asked("task", "epochs over which the rate rises to --learning-rate", 0.0, parse=real(0))
+    layer_rates: str | None = asked("task", "rates of single layers from an epoch on, 0 to freeze, as conv1@67=0.00001,conv1@72=0", None, parse=layer_rates)
+    decay_form: str = asked("task", "how momentum meets a new rate: as torch has it, or as the paper prints it", "torch", choices=("torch", "paper"))
+    noise_epochs: float | None = asked("task", "epochs with the colour noise of --augment paper or code2012; all of them if left out", None, parse=real(0))
+    fine_tune_from: str | None = asked("task", "checkpoint whose weights this run starts from, but for the last layer's", None)
     momentum: float = asked("task", "momentum", 0.9, parse=real(0, maximum=1))
     weight_decay: float = asked("task", "weight decay", 0.0005, parse=real(0))
     init: str | None = asked("task", "initial weights: paper (0.01) or code2012 (0.03 in conv3-5); some nets have their own", "paper", choices=("paper", "code2012"))
@@ -106,6 +116,11 @@ class RunConfig:
     launches: int = asked("bookkeeping", "fresh processes, a row each; three or more give an interval", 1, parse=whole(1))
     seed: int = asked("bookkeeping", "seed of weights, order and augmentation", 1, parse=whole(0, 2**62))
     evaluate_every: int | None = asked("bookkeeping", "also evaluate after every this many images", None, parse=whole(1))
+    checkpoint_every: int | None = asked("bookkeeping", "save the run after every this many images, at its end, and when it is stopped", None, parse=whole(1))
+    keep: int = asked("bookkeeping", "newest checkpoints that stay, beside the best", 2, parse=whole(1))
+    resume: str | None = asked("bookkeeping", "run or checkpoint to go on from, in the middle of an epoch too; what is left out is as it was there", None)
+    time_limit: float | None = asked("bookkeeping", "seconds after which the run saves itself and ends", None, parse=real(0, above=True))
+    max_restarts: int = asked("bookkeeping", "times that the ranks start again from the newest checkpoint after one has died", 0, parse=whole(0, 100))
     limits: str = asked("bookkeeping", "after training: input and model alone (brief), or also the input while training, reading and decoding alone (full)", "brief", choices=("brief", "full"))
     profile: int | None = asked("bookkeeping", "write a trace of this many steps after the timed ones; such a run is never ranked", None, parse=whole(1, 1000))
     heartbeat: float = asked("bookkeeping", "seconds after which a rank that does not move is named and the job ended; also how long ranks wait to meet", 120.0, parse=real(1))
@@ -154,7 +169,14 @@ class RunConfig:
         """The fields as cells. A path is told by its last name: what leads there means nothing on another machine."""
         cells = {item.name: getattr(self, item.name) for item in fields(self)}
         paths = {name: Path(cells[name]).resolve().name for name in ("data", "exclude", "statistics") if cells[name]}
-        return {**cells, **paths}
+        saved = {name: run_and_step(Path(cells[name])) for name in ("resume", "fine_tune_from") if cells[name]}
+        return {**cells, **paths, **saved}
+
+
+def run_and_step(checkpoint: Path) -> str:
+    """A checkpoint as a cell: its run's id and its step. What leads there means nothing on another machine."""
+    folder = checkpoint.resolve()
+    return "/".join((folder.parents[1].name, folder.name)) if folder.parent.name == "checkpoints" else folder.name
 
 
 def names(kind: str) -> tuple[str, ...]:

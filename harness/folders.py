@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import environment, results
+from harness.checkpoint import FOLDER as CHECKPOINTS
+from harness.checkpoint import whole_ones
 from harness.config import AskedWrongly, RunConfig
 from harness.forecast.cards import datasheet_tflop_per_s
 from harness.progress import PHASES, last_phase
@@ -54,16 +56,7 @@ class Launch:
             "launch": number,
             "started_at": now.isoformat(timespec="seconds"),
             "asked": config.columns(),
-            "dataset": {
-                "dataset_id": images.dataset_id,
-                "source_form": images.source_form,
-                "statistics_id": images.statistics.statistics_id if images.statistics else None,
-                "classes": len(images.classes),
-                "train_images": len(images.train),
-                "val_images": len(images.val) if images.val else 0,
-                "excluded_images": images.excluded,
-                "image_bytes": bytes_on_a_disk(config, images),
-            },
+            "dataset": {**dataset_cells(images), "image_bytes": bytes_on_a_disk(config, images)},
             "machine": machine_of(config, images, ranks_here),
         }
         launch = cls(results.run_folder(table, run_id), config, number == 1, told)
@@ -82,6 +75,11 @@ class Launch:
         """The launch whose folder it is."""
         running = json.loads((folder / RUNNING).read_text())
         return cls(folder, RunConfig(**running["config"]), running["limits"], running["told"])
+
+    @property
+    def saved(self) -> bool:
+        """Whether its folder holds a checkpoint."""
+        return bool(whole_ones(self.folder / CHECKPOINTS))
 
     @property
     def classes(self) -> int:
@@ -145,6 +143,19 @@ class Launch:
         self.let_go()
 
 
+def dataset_cells(images: ImageSet) -> dict[str, Any]:
+    """The columns of a row about its images."""
+    return {
+        "dataset_id": images.dataset_id,
+        "source_form": images.source_form,
+        "statistics_id": images.statistics.statistics_id if images.statistics else None,
+        "classes": len(images.classes),
+        "train_images": len(images.train),
+        "val_images": len(images.val) if images.val else 0,
+        "excluded_images": images.excluded,
+    }
+
+
 def bytes_on_a_disk(config: RunConfig, images: ImageSet) -> float | None:
     """Of an image on average; None where none is read from a disk."""
     kind = environment.filesystem_of(Path(images.train.files[0]).parent)
@@ -170,6 +181,11 @@ def write_rank(folder: Path, rank: int, failure: str, trial: dict[str, Any] | No
     path = folder / f"rank-{rank}.json"
     path.with_suffix(".new").write_text(json.dumps({"failure": failure, "trial": trial}))
     path.with_suffix(".new").replace(path)
+
+
+def forget_rank(folder: Path, rank: int) -> None:
+    """What this rank left before it was started again."""
+    (folder / f"rank-{rank}.json").unlink(missing_ok=True)
 
 
 def read_rank(folder: Path, rank: int) -> dict[str, Any]:
@@ -243,7 +259,8 @@ def settle(table: Path, launch: Launch) -> list[str]:
         ranks = record["trial"]["ranks"]
         left = {n: read_rank(launch.folder, n) for n in range(launch.config.ranks)}
         # A rank that left no trial was not asked to stop: the others were, because it had died.
-        if len(ranks) == len(left) and all(r["interrupted"] and not r["windows"] for r in ranks):
+        unseen = len(ranks) == len(left) and all(r["interrupted"] and not r["windows"] for r in ranks)
+        if unseen and not launch.saved:
             launch.discard()
             return []
         if len(ranks) < len(left) and not written:

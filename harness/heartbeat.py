@@ -29,6 +29,7 @@ Place = Literal[
     "waiting for a batch",
     "in a step",
     "evaluating",
+    "saving",
     "measuring the parts alone",
     "done",
 ]

@@ -15,6 +15,7 @@ from harness import folders
 from harness.config import AskedWrongly, RunConfig
 from harness.launch import GPU_ORDER
 from harness.resolve import check_images, check_shape
+from harness.resume import PLACES, refuse_another_run
 from pipelines import DataError
 from pipelines.sources.imageset import ImageSet
 
@@ -80,6 +81,8 @@ def join(asked: RunConfig, config: RunConfig, table: Path) -> tuple[folders.Laun
     agree.must_agree({"the data": images.dataset_id}, "give every node the same images by --data")
     check_shape(config, len(images.train))
     check_images(config, images)
+    if config.resume:
+        together(lambda: refuse_another_run(config, images, folders.dataset_cells(images)))
     index = dist.get_rank()
 
     def begin() -> folders.Launch | None:
@@ -133,7 +136,7 @@ def await_host(patience_s: float) -> None:
 
 def flags(asked: RunConfig) -> dict[str, Any]:
     """What was asked, flag by flag, but for the paths, which may be others on each node: what lies there is compared."""
-    names = (item.name for item in fields(RunConfig) if item.name not in ("data", "exclude", "statistics"))
+    names = (item.name for item in fields(RunConfig) if item.name not in (*PLACES, "resume", "fine_tune_from"))
     return {f"--{name.replace('_', '-')}": getattr(asked, name) for name in names}
 
 

@@ -21,6 +21,7 @@ from harness.progress import PHASES, Display, last_phase
 PORT_TRIES = 3
 # A rank that is asked to stop ends its step and writes what it has; one stuck for longer is killed.
 SHUTDOWN_S = 25
+SAVING_S = 120  # and where it saves itself first
 ORPHANS_S = 5.0
 # NVML numbers GPUs by their bus and CUDA by their speed: without this a row may name a card that did not run.
 GPU_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -39,7 +40,7 @@ def run_ranks(config: RunConfig, run_folder: Path, display: Display) -> tuple[st
 
 
 def run_agent(config: RunConfig, run_folder: Path, attempt: int) -> tuple[str, int]:
-    """One job of torch's elastic agent, on this machine's loopback, without restarts."""
+    """One job of torch's elastic agent, on this machine's loopback."""
     # Imported here: it brings torch, and bad input should be answered before that.
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -58,9 +59,9 @@ def run_agent(config: RunConfig, run_folder: Path, attempt: int) -> tuple[str, i
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
-        max_restarts=0,
+        max_restarts=config.max_restarts,
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
-        shutdown_timeout=SHUTDOWN_S,
+        shutdown_timeout=SAVING_S if config.checkpoint_every else SHUTDOWN_S,
     )
     # The agent puts in handlers of its own and leaves them.
     handlers = {number: signal.getsignal(number) for number in AGENT_SIGNALS}
@@ -123,6 +124,8 @@ def rank_environment(config: RunConfig) -> Iterator[None]:
         # -m looks in the current folder first, where another `models` may lie: the ranks must find ours.
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "PYTHONSAFEPATH": "1",
+        # Ranks that start again while the agent's store serves them too mostly fail to meet over gloo.
+        **({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if config.max_restarts else {}),
         **GPU_ORDER,
     }
     before = {name: os.environ.get(name) for name in changes}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.trial import Meters, Window
+
+Counts = NDArray[np.int64]
 
 
 @dataclass
@@ -117,34 +120,76 @@ class NewestLoss:
 
 
 class Recording:
-    """What the steps gave, kept on the device until the clock has stopped."""
+    """What the steps gave: kept on the device while the clock runs, and told over to the host by `fold`.
+
+    What it holds then grows by two numbers a step, and else only with the images and classes there are.
+    """
 
     def __init__(self) -> None:
-        self.losses: list[Tensor | float] = []
-        self.correct: list[Tensor | float] = []
-        self.labels: list[Tensor] = []
-        self.indices: list[Tensor] = []
+        self.steps = 0
+        self.losses: list[float] = []  # of the steps that were folded
+        self.correct: list[int] = []
+        self.label_counts = np.zeros(0, np.int64)
+        self.index_counts = np.zeros(0, np.int64)  # how often each image came in timed steps
+        self.indices_sum = 0  # see `sum_of_places`
+        self.newest_loss: Tensor | float = math.nan
+        self._losses: list[Tensor | float] = []
+        self._correct: list[Tensor | float] = []
+        self._labels: list[Tensor] = []
+        self._indices: list[Tensor] = []
 
     def keep(self, batch: Any, loss: Tensor, correct: Tensor, *, count_indices: bool) -> None:
         # Clones: a pipeline may reuse its buffers, and a kept view would hold a whole batch of pixels alive.
-        self.losses.append(lasting(loss))
-        self.correct.append(lasting(correct))
-        self.labels.append(batch.labels.clone())
+        self.newest_loss = lasting(loss)
+        self._losses.append(self.newest_loss)
+        self._correct.append(lasting(correct))
+        self._labels.append(batch.labels.clone())
         if count_indices:
-            self.indices.append(batch.indices.clone())
+            self._indices.append(batch.indices.clone())
+        self.steps += 1
+
+    def fold(self) -> None:
+        """Take over what was kept since the last time; it waits for the device."""
+        self.losses += map(float, on_host(self._losses))
+        self.correct += map(int, on_host(self._correct))
+        self.label_counts = added(self.label_counts, np.bincount(on_host(self._labels).astype(np.int64)))
+        indices = on_host(self._indices).astype(np.int64)
+        self.indices_sum = (self.indices_sum + sum_of_places(indices, int(self.index_counts.sum()))) % 2**64
+        self.index_counts = added(self.index_counts, np.bincount(indices))
+        self._losses, self._correct, self._labels, self._indices = [], [], [], []
 
     def told(self, classes: int) -> dict[str, Any]:
         """The recording as fields of a RankTrial."""
-        indices = on_host(self.indices).astype(np.int64)
-        counts = np.bincount(on_host(self.labels).astype(np.int64), minlength=classes)
+        self.fold()
+        counts = added(self.label_counts, np.zeros(classes, np.int64))
         return {
-            "losses": tuple(float(loss) for loss in on_host(self.losses)),
-            "correct": tuple(int(count) for count in on_host(self.correct)),
+            "losses": tuple(self.losses),
+            "correct": tuple(self.correct),
             "label_counts": tuple(int(count) for count in counts),
-            "indices_count": int(indices.size),
-            "indices_digest": hashlib.sha256(indices.tobytes()).hexdigest()[:16],
-            "index_repeats_max": int(np.unique(indices, return_counts=True)[1].max()) if indices.size else 0,
+            "indices_count": int(self.index_counts.sum()),
+            "indices_digest": f"{self.indices_sum:016x}",
+            "index_repeats_max": int(self.index_counts.max(initial=0)),
         }
+
+
+def added(counts: Counts, more: Counts) -> Counts:
+    """Two rows of counts added up, the shorter as if zeros followed."""
+    longer = np.zeros(max(len(counts), len(more)), np.int64)
+    longer[: len(counts)] += counts
+    longer[: len(more)] += more
+    return longer
+
+
+def sum_of_places(indices: Counts, before: int) -> int:
+    """A digest of which image came when, of images that follow after `before` others: a sum, so that digests of parts add up.
+
+    Of each image and its place in the row one word of 64 bits (the finaliser of SplitMix64, public domain), modulo 2^64.
+    """
+    x = indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x += np.arange(before, before + len(indices), dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return int(np.sum(x ^ (x >> np.uint64(31)), dtype=np.uint64))
 
 
 def lasting(number: Tensor) -> Tensor | float:
@@ -169,7 +214,7 @@ class TimedWindow:
 
     def __init__(self, workload: Workload, recording: Recording, meters: Callable[[], Meters] = Meters):
         self._workload, self._recording, self._meters = workload, recording, meters
-        self._laps = Laps(workload.device)
+        self._laps, self._steps_before = Laps(workload.device), recording.steps
         self._start_s = self._stop_s = 0.0
         self._unadjusted_s: float | None = None
         self._opened: Meters | None = None
@@ -208,6 +253,7 @@ class TimedWindow:
             unadjusted_s=self._unadjusted_s,
             opened=self._opened,
             closed=self._closed,
+            steps_before=self._steps_before,
         )
 
 

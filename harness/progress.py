@@ -28,6 +28,7 @@ PHASES = {
     "settle": "settling",
     "timed": "timed",
     "evaluate": "evaluating",
+    "save": "saving",
     "profile": "profiling",
     "input": "input alone",
     "model": "model alone",

@@ -9,10 +9,11 @@ import ctypes
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from torch.distributed.rendezvous import rendezvous
 
 from harness import folders
 from harness.agree import must_agree
+from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.config import AskedWrongly, RunConfig
 from harness.heartbeat import Heartbeat
 from harness.images import open_images
 from harness.measure import Interrupted
 from harness.progress import Teller
 from harness.seen import Seen, Signals
+from harness.state import Keeper, Saved
 from harness.train import out_of_memory, run
 from harness.trial import RankTrial
 from harness.workload import Rank
@@ -36,6 +39,9 @@ from pipelines.sources.imageset import ImageSet
 
 # In the message of an exception: it is the others' end that this rank met in an exchange.
 COLLECTIVES = ("gloo", "Gloo", "NCCL", "c10d")
+
+
+ABOUT = ("run_id", "asked", "classes", "dataset")  # of a launch, what its checkpoints say of it
 
 
 def die_with_parent() -> None:
@@ -67,7 +73,9 @@ def attempt(work: Callable[[], None], signals: Signals) -> tuple[dict[str, Any],
     try:
         work()
     except Interrupted:
-        return {"interrupted": True}, "", 128 + (signals.asked or signal.SIGTERM)
+        # Its own time limit ends a rank in good order: an agent that restarts what died must leave it alone.
+        by = signals.asked or signal.SIGTERM
+        return {"interrupted": True}, "", 0 if by == signal.SIGALRM else 128 + by
     except (AskedWrongly, DataError) as error:
         return {}, str(error), 1
     except Exception as error:
@@ -99,6 +107,8 @@ def be_a_rank(launch: folders.Launch, images: ImageSet | None = None) -> dict[st
     rank = Rank.from_environment(config.on_gpu)
     here = launch.folder.is_dir()
     teller = Teller(launch.folder / "progress.jsonl" if rank.index == 0 else None)
+    seen.facts["restarts"] = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    folders.forget_rank(launch.folder, rank.index)
 
     def leave(failure: str, ended: dict[str, Any]) -> dict[str, Any]:
         trial = None if failure else asdict(rank_trial(config, launch.classes, rank, seen, ended))
@@ -112,6 +122,7 @@ def be_a_rank(launch: folders.Launch, images: ImageSet | None = None) -> dict[st
         os._exit(1)
 
     def work() -> None:
+        alarm(launch)
         torch.set_num_threads(config.torch_threads or 1)
         store = meet(config)
         shown = images
@@ -119,7 +130,23 @@ def be_a_rank(launch: folders.Launch, images: ImageSet | None = None) -> dict[st
             shown = open_images(config)
             must_agree({"the data": shown.dataset_id}, "another program has changed it: start again")
         seen.heartbeat = Heartbeat(store, rank.index, rank.count, config.heartbeat, on_hang, config.on_gpu)
-        run(config, shown, rank, seen, teller, signals, launch.limits, launch.folder if here else None)
+        keeper = None
+        if config.checkpoint_every:
+            about = {**launch.told, "classes": list(shown.classes)}
+            keeper = Keeper(launch.folder, config, {name: about[name] for name in ABOUT})
+        saved = to_go_on_from(launch)
+        run(
+            config,
+            shown,
+            rank,
+            seen,
+            teller,
+            signals,
+            limits=launch.limits,
+            folder=launch.folder if here else None,
+            keeper=keeper,
+            saved=Saved.read(saved, rank.index) if saved else None,
+        )
 
     ended, failure, status = attempt(work, signals)
     signals.deferred = True
@@ -135,6 +162,21 @@ def be_a_rank(launch: folders.Launch, images: ImageSet | None = None) -> dict[st
         sys.stderr.flush()
         os._exit(status)
     return left
+
+
+def to_go_on_from(launch: folders.Launch) -> Checkpoint | None:
+    """The newest that this launch saved before a rank of it died, else what it was asked to go on from."""
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if restarted and launch.saved:
+        return open_checkpoint(launch.folder)
+    return open_checkpoint(launch.config.resume) if launch.config.resume else None
+
+
+def alarm(launch: folders.Launch) -> None:
+    """Have SIGALRM end this rank at the launch's time limit, however often it was started."""
+    if launch.config.time_limit is not None:
+        passed_s = time.time() - datetime.fromisoformat(launch.told["started_at"]).timestamp()
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, launch.config.time_limit - passed_s))
 
 
 store_of_the_job: list[Any] = []

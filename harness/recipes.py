@@ -27,6 +27,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
+# Evaluations without a lower validation error after which --schedule plateau drops the rate: the paper names no number.
+PATIENCE = 5
 LENGTHS = ("steps", "timed_seconds", "epochs")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.config import AskedWrongly
 from harness.metrics.learning import evaluation_points, images_a_step, job_losses
-from harness.metrics.speed import timed_s
+from harness.metrics.speed import timed_s, windows_done
 from harness.rows import COLUMNS, SCHEMA_VERSION, SINCE, cell, identities, row_of, words
 from harness.trial import Trial, from_json
 
@@ -65,7 +65,7 @@ def error_curve(trial: Trial) -> list[list[str]]:
             100 * (1 - n / point.images) if point.images else None for n in (point.top1_correct, point.top5_correct)
         ]
         loss = fmean(since) if since else None
-        seconds = timed_s(trial, windows=len(lines) + 1)
+        seconds = timed_s(trial, windows=windows_done(trial, point.step, len(lines) + 1))
         lines.append([cell(x) for x in (point.step, point.step * images_a_step(trial), seconds, None, loss, *errors)])
     return lines
 

@@ -17,7 +17,7 @@ from harness.config import RunConfig, names
 from harness.metrics import METRICS
 from harness.trial import Trial, from_json
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 STATUSES = ("failed", "interrupted", "oom", "diverged", "invalid", "throttled", "contaminated", "ok")
 COUNTS = ("throttled", "contaminated", "ok")  # with a warning unless ok
 CELL_CHARACTERS_MAX = 1000
@@ -42,7 +42,7 @@ MACHINE = words(
 )
 SEEN = words(
     "timed_steps timed_s images_counted within_launch_ci_low_images_per_s within_launch_ci_high_images_per_s effective_steps "
-    "step_ms_p95 outlier_steps settled warmup_steps drift_pct_per_min compile_s block_build_s first_batch_s rank_skew_pct "
+    "step_ms_p95 outlier_steps settled warmup_steps restarts drift_pct_per_min compile_s block_build_s first_batch_s rank_skew_pct "
     "no_comm_images_per_s input_while_training_images_per_s decode_images_per_s storage_images_per_s limit_images_per_s "
     "limit_half_width_pct pct_of_limit data_wait_pct compute_pct optimiser_pct host_gap_pct exposed_comm_pct "
     "exchange_mib_per_step exchange_kib_per_image "
@@ -68,9 +68,10 @@ IDENTITIES = {
 }
 # Two tables for columns added after schema 1. IMPLIED: the cell that rows without the column implied, which therefore
 # enters no digest. SINCE: the schema_version that first filled a column; `verify` lets older rows leave it empty.
-IMPLIED: dict[str, str] = {"nodes": "1"}
+IMPLIED: dict[str, str] = {"nodes": "1", "schedule": "constant", "warmup_epochs": "0", "decay_form": "torch"}
 SINCE: dict[str, int] = {
     "exposed_comm_pct": 2,
+    "restarts": 4,
     **dict.fromkeys(
         words(
             "within_launch_ci_low_images_per_s within_launch_ci_high_images_per_s effective_steps outlier_steps "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +28,11 @@ def run(asked: list[RunConfig], table: Path | None, *, several: bool, quiet: boo
 
     `several`: more than one launch or group was typed, which a job has no place for.
     """
-    from harness import environment, join, resolve, results
+    from harness import environment, join, resolve, results, resume
 
     cores, gpus = environment.cpu_cores_usable(), environment.visible_gpus()
     compiler = environment.cpp_compiler().found is not None
+    asked = [resume.located(config) for config in asked]
     job = join.inside_a_job()
     if job is not None:
         if several:
@@ -93,7 +95,7 @@ def settle_unfinished(table: Path) -> None:
 
 def run_groups(configs: list[RunConfig], table: Path, *, quiet: bool) -> int:
     """Every launch of every group in turn; the exit status of the worst."""
-    from harness import environment, folders, resolve
+    from harness import environment, folders, resolve, resume
     from harness.images import open_images
     from harness.progress import Display
     from pipelines import sources
@@ -108,6 +110,8 @@ def run_groups(configs: list[RunConfig], table: Path, *, quiet: bool) -> int:
             images = open_images(config, lambda done, of: display.show({"phase": "data", "share": done / of}))
         resolve.check_shape(config, len(images.train))
         resolve.check_images(config, images)
+        if config.resume:
+            resume.refuse_another_run(config, images, folders.dataset_cells(images))
         asked.append((config, images))
     say(sources.described(images))
     if images.val is None and configs[0].pipeline != "synthetic":
@@ -150,10 +154,10 @@ def run_launch(job: Launch, table: Path, *, quiet: bool) -> int:
 
 def finish(job: Launch, table: Path, stopped_by: int, *, failure: str = "", quiet: bool) -> int:
     """Record, row, table and summary of a launch that has ended; an exit status."""
-    from harness import progress, rows, summary
+    from harness import progress, resume, rows, summary
 
     record = job.record(failure, stopped=bool(stopped_by))
-    if stopped_by and not any(rank["windows"] for rank in record["trial"]["ranks"]):
+    if stopped_by and not job.saved and not any(rank["windows"] for rank in record["trial"]["ranks"]):
         job.discard()
         print("interrupted before the timed steps began: no row was written", file=sys.stderr)
         return 128 + stopped_by
@@ -164,6 +168,9 @@ def finish(job: Launch, table: Path, stopped_by: int, *, failure: str = "", quie
             print(summary.profile(job.folder), flush=True)
     if row["status"] != "ok":
         print(f"{row['status']}: {row['status_reason']}", file=sys.stderr)
-    if stopped_by:
-        return 128 + stopped_by
+    if job.saved and row["status"] not in rows.COUNTS:
+        images = "".join(f" --{name} {place}" for name in resume.PLACES if (place := getattr(job.config, name)))
+        print(f"go on with: python -m harness run --resume {job.folder}{images}", file=sys.stderr)
+    if stopped_by or row["status"] == "interrupted":
+        return 128 + (stopped_by or signal.SIGTERM)
     return 0 if row["status"] in rows.COUNTS else 1

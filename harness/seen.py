@@ -23,6 +23,8 @@ class Seen:
     settled: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
+    job_evaluations: list[Evaluation] = field(default_factory=list)  # of all ranks together, as each of them knows them
+    total_steps: int | None = None  # where the run ends, once that is known
     alone: dict[str, Alone] = field(default_factory=dict)
     heartbeat: Heartbeat | None = None
     telemetry: Telemetry | None = None
@@ -39,12 +41,13 @@ class Seen:
 
 
 class Signals:
-    """SIGINT and SIGTERM end the rank at once, except within a timed window, which then ends after its step."""
+    """SIGINT, SIGTERM and SIGALRM (the time limit) end the rank at once, except where that is deferred: within a timed window,
+    which then ends after its step."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
         self.deferred = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, self._take)
 
     def _take(self, number: int, _frame: object) -> None:

@@ -1,14 +1,13 @@
-"""One rank's run: compile, settle, timed windows with evaluations between them, then the parts alone."""
+"""One rank's run: compile, settle, timed windows with evaluations and checkpoints between them, then the parts alone."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import resource
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,15 @@ from torch import Tensor
 from harness import ceilings, seeded, trace
 from harness.agree import Ranks, clock_ahead_s, must_see_the_same
 from harness.config import RunConfig
+from harness.course import NEVER, Course, total_steps
 from harness.heartbeat import Place
 from harness.measure import Interrupted, NewestLoss, TimedWindow, Workload, synchronise, untimed_steps
 from harness.metrics.intervals import is_steady
+from harness.metrics.learning import top1_error_pct
 from harness.progress import Teller
+from harness.schedule import plateau_drops
 from harness.seen import Seen, Signals
+from harness.state import Keeper, Saved
 from harness.telemetry import Telemetry
 from harness.trial import Evaluation, MemoryPoint, Meters
 from harness.workload import Built, Rank, build, build_cpu_block, train_multiply_adds_per_image
@@ -31,7 +34,31 @@ from pipelines.sources.imageset import ImageSet
 SETTLE_BLOCK_S = 0.5
 SETTLE_BLOCKS_MAX = 24
 SETTLE_MAX_S = 20.0
+# Seconds between looks at whether another rank was asked to stop: an exchange of one number, which costs a step little.
+LOOK_S = 1.0
 PARAMETER_SAMPLES = 1000
+
+
+@dataclass
+class Job:
+    """One rank's run: what was asked and built, what has been seen, and what may save or end it."""
+
+    config: RunConfig
+    built: Built
+    rank: Rank
+    seen: Seen
+    ranks: Ranks
+    teller: Teller
+    signals: Signals
+    course: Course
+    keeper: Keeper | None = None
+    drops_taken: int = 0
+    look_every: int = 1  # steps between looks at whether another rank was asked to stop
+
+    @property
+    def done(self) -> int:
+        """Training steps so far, those of an earlier part of the run included."""
+        return self.seen.recording.steps
 
 
 def parameter_samples(network: torch.nn.Module) -> dict[str, Tensor]:
@@ -50,9 +77,9 @@ def largest_changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict
 # --- the phases, in order -----------------------------------------------------------------------------------------
 
 
-def first_step(config: RunConfig, built: Built, seen: Seen) -> None:
+def first_step(job: Job) -> None:
     """The first batch, then the first step, which compiles; each timed apart."""
-    workload = built.workload
+    config, built, seen, workload = job.config, job.built, job.seen, job.built.workload
     seen.beat("waiting for a batch")
     start_s = time.perf_counter()
     batch = next(workload.batches)
@@ -65,29 +92,34 @@ def first_step(config: RunConfig, built: Built, seen: Seen) -> None:
         must_see_the_same(batch, built.scheme.shard, pixels=config.decode == "cpu")
     seen.beat("compiling")
     arrived_s = time.perf_counter()
+    built.rates.at(job.done, job.drops_taken)
     seen.recording.keep(batch, *workload.step(batch), count_indices=False)
     seen.beat("in a step")
     synchronise(workload.device)
     seen.facts["compile_s"] = time.perf_counter() - arrived_s
-    seen.warmup_steps = 1
-
-
-def settle(workload: Workload, images_per_step: int, seen: Seen, ranks: Ranks, teller: Teller) -> float:
-    """Take blocks of steps until their times have stopped moving, or the cap; seconds of a step, the same on all ranks."""
-    begun_s = time.perf_counter()
-    step_s = ranks.agree(untimed_steps(workload, seen.recording, 1))
     seen.warmup_steps += 1
-    block = max(1, round(SETTLE_BLOCK_S / step_s))
+
+
+def settle(job: Job) -> float:
+    """Take blocks of steps until their times have stopped moving, or the cap; seconds of a step, the same on all ranks.
+
+    One step at least is left to be timed, where the run's end is known.
+    """
+    seen, ranks = job.seen, job.ranks
+    begun_s = time.perf_counter()
+    pause(job)
+    step_s = warm_up(job, 1)
+    block = max(1, round(SETTLE_BLOCK_S / (step_s or SETTLE_BLOCK_S)))
     blocks_ms: list[float] = []
-    while not seen.settled and len(blocks_ms) < SETTLE_BLOCKS_MAX:
-        step_s = ranks.agree(untimed_steps(workload, seen.recording, block))
-        seen.warmup_steps += block
+    seen.settled = False
+    while not seen.settled and len(blocks_ms) < SETTLE_BLOCKS_MAX and steps_to_warm_up(job):
+        step_s = warm_up(job, block)
         blocks_ms.append(1000 * step_s)
-        teller.tell(
+        job.teller.tell(
             "settle",
-            step=seen.warmup_steps,
-            images_per_s=images_per_step / step_s,
-            loss=float(seen.recording.losses[-1]),
+            step=job.done,
+            images_per_s=job.config.images_per_step / step_s,
+            loss=float(seen.recording.newest_loss),
         )
         seen.settled = is_steady(blocks_ms)
         if ranks.agree(time.perf_counter() - begun_s) > SETTLE_MAX_S:
@@ -96,65 +128,127 @@ def settle(workload: Workload, images_per_step: int, seen: Seen, ranks: Ranks, t
     return step_s
 
 
-def steps_to_time(config: RunConfig, step_s: float, train_images: int, warmup_steps: int) -> int:
-    """How many timed steps the asked length comes to."""
-    if config.steps is not None:
-        return config.steps
-    if config.epochs is not None:
-        return max(1, math.ceil(config.epochs * train_images / config.images_per_step) - warmup_steps)
-    assert config.timed_seconds is not None
-    return max(1, math.ceil(config.timed_seconds / step_s))
+def steps_to_warm_up(job: Job) -> int:
+    """How many steps may pass before the last."""
+    return max(0, job.course.total_steps - 1 - job.done) if job.course.total_steps is not None else NEVER
 
 
-def windows(total: int, config: RunConfig) -> list[int]:
-    """Steps of each window: one, or as many as evaluations are asked for between them."""
-    if not config.evaluate_every:
-        return [total]
-    each = max(1, round(config.evaluate_every / config.images_per_step))
-    return [each] * (total // each) + ([total % each] if total % each else [])
+def warm_up(job: Job, steps: int) -> float:
+    """So many steps, or up to the next pause; seconds of one, the same on all ranks."""
+    steps = min(steps, job.course.room(job.done), steps_to_warm_up(job))
+    step_s = job.ranks.agree(untimed_steps(job.built.workload, job.seen.recording, steps)) if steps else 0.0
+    job.seen.warmup_steps += steps
+    pause(job)
+    return step_s
 
 
-def train_timed(
-    config: RunConfig, built: Built, seen: Seen, ranks: Ranks, teller: Teller, signals: Signals, total: int
-) -> None:
-    workload, newest, done_before = built.workload, NewestLoss(built.workload.device), 0
-    for steps in windows(total, config):
+def pause(job: Job) -> None:
+    """What is to be done after the step that was just taken, outside any window: evaluate, save."""
+    if job.done and job.course.evaluates(job.done):
+        evaluate(job)
+    if job.done and job.course.saves(job.done):
+        save(job)
+
+
+def train_timed(job: Job) -> None:
+    """Windows of timed steps from pause to pause, until the end, the error that was asked for, or a signal."""
+    workload, seen, signals = job.built.workload, job.seen, job.signals
+    newest, first, total = NewestLoss(workload.device), job.done, job.course.total_steps
+    assert total is not None
+    while job.done < total:
         window = TimedWindow(workload, seen.recording, seen.telemetry.meters if seen.telemetry else Meters)
         forget_peaks(workload.device)
-        ranks.wait_for_all()
-        begun_s = time.perf_counter()
+        job.ranks.wait_for_all()
+        begun_s, before = time.perf_counter(), job.done
 
-        def after_step(done: int, loss: Tensor, begun_s: float = begun_s, before: int = done_before) -> bool:
-            if teller.due():
-                speed = done * config.images_per_step / (time.perf_counter() - begun_s)
-                teller.tell("timed", step=before + done, steps=total, images_per_s=speed, loss=newest.offer(loss))
-            return signals.asked is not None
+        def after_step(done: int, loss: Tensor, begun_s: float = begun_s, before: int = before) -> bool:
+            if job.teller.due():
+                speed = done * job.config.images_per_step / (time.perf_counter() - begun_s)
+                told = {"step": before - first + done, "steps": total - first, "images_per_s": speed}
+                job.teller.tell("timed", **told, loss=newest.offer(loss))
+            return must_stop(job)
 
         seen.open_window, signals.deferred = window, True
         try:
-            window.run(steps, after_step)
+            window.run(job.course.room(job.done), after_step)
             seen.close_window()
+            seen.recording.fold()
+            # Who saves itself does so with all its ranks at one step: a signal waits until they can stop together.
+            signals.deferred = job.keeper is not None
+            if must_stop(job, now=True):
+                stop(job)
+            note_peaks(workload.device, seen)
+            pause(job)
         finally:
             signals.deferred = False
-        if signals.asked is not None:
-            raise Interrupted(signals.asked)
-        note_peaks(workload.device, seen)
-        done_before += steps
-        evaluate(built, seen, teller)
-        if train_error_pct(built, seen, ranks, steps) <= (config.target_train_error_pct or -1):
+        if train_error_pct(job, job.done - before) <= (job.config.target_train_error_pct or -1):
             break
+    if signals.asked is not None:
+        raise Interrupted(signals.asked)
 
 
-def train_error_pct(built: Built, seen: Seen, ranks: Ranks, steps: int) -> float:
+def must_stop(job: Job, *, now: bool = False) -> bool:
+    """Whether a signal or the time limit ends the run after this step; the same on all ranks of a run that saves itself.
+
+    These ask each other every `look_every` steps, and always `now`.
+    """
+    asked = job.signals.asked
+    if job.keeper is None or job.ranks.count == 1:
+        return asked is not None
+    if now or job.done % job.look_every == 0:
+        job.signals.asked = int(job.ranks.largest(asked or 0)) or None
+        return job.signals.asked is not None
+    return False
+
+
+def stop(job: Job) -> None:
+    """Save the run where it stands, if it is one that does, and leave."""
+    save(job)
+    raise Interrupted(job.signals.asked)
+
+
+def save(job: Job) -> None:
+    if job.keeper is not None:
+        job.teller.tell("save")
+        job.seen.beat("saving")
+        job.keeper.save(job.built, job.seen, job.rank, job.ranks, job.built.input_state())
+
+
+def evaluate(job: Job) -> None:
+    """Count the right answers on the validation images, and what they mean for the learning rate."""
+    built, seen = job.built, job.seen
+    if built.evaluate is None:
+        return
+    job.teller.tell("evaluate")
+    mine = built.evaluate(lambda: seen.beat("evaluating"))
+    seen.evaluations.append(Evaluation(job.done, *mine))
+    seen.job_evaluations.append(Evaluation(job.done, *(int(job.ranks.total(number)) for number in mine)))
+    job.drops_taken = drops_taken(job.config, seen)
+
+
+def drops_taken(config: RunConfig, seen: Seen) -> int:
+    """How often the rate has dropped for what the evaluations said."""
+    if config.schedule != "plateau":
+        return 0
+    assert config.patience is not None
+    return len(plateau_drops([top1_error_pct(each) for each in seen.job_evaluations], config.patience))
+
+
+def train_error_pct(job: Job, steps: int) -> float:
     """Of the whole job over its newest steps, on the images as they were trained on."""
-    has_logits = built.scheme.column == 0
-    right = sum(map(float, seen.recording.correct[-steps:])) if has_logits else 0.0
-    images = steps * built.workload.images_per_step if has_logits else 0
-    return 100 * (1 - ranks.total(right) / ranks.total(images))
+    has_logits = job.built.scheme.column == 0
+    right = sum(job.seen.recording.correct[-steps:]) if has_logits else 0
+    images = steps * job.built.workload.images_per_step if has_logits else 0
+    return 100 * (1 - job.ranks.total(right) / job.ranks.total(images))
 
 
-def watched(workload: Workload, seen: Seen, waiting: Place = "waiting for a batch") -> Workload:
-    """The workload, which tells the heartbeat before each batch and each step."""
+def watched(
+    workload: Workload,
+    seen: Seen,
+    waiting: Place = "waiting for a batch",
+    before_step: Callable[[], None] = lambda: None,
+) -> Workload:
+    """The workload, which tells the heartbeat before each batch and each step, and calls `before_step`."""
 
     def batches() -> Iterator[Any]:
         while True:
@@ -163,17 +257,10 @@ def watched(workload: Workload, seen: Seen, waiting: Place = "waiting for a batc
 
     def gradients(batch: Any) -> tuple[Tensor, Tensor]:
         seen.beat("in a step")
+        before_step()
         return workload.gradients(batch)
 
     return replace(workload, batches=batches(), gradients=gradients)
-
-
-def evaluate(built: Built, seen: Seen, teller: Teller) -> None:
-    if built.evaluate is not None:
-        teller.tell("evaluate")
-        seen.evaluations.append(
-            Evaluation(len(seen.recording.losses), *built.evaluate(lambda: seen.beat("evaluating")))
-        )
 
 
 def forget_peaks(device: torch.device) -> None:
@@ -228,23 +315,33 @@ def run(
     seen: Seen,
     teller: Teller,
     signals: Signals,
+    *,
     limits: bool,
     folder: Path | None = None,
+    keeper: Keeper | None = None,
+    saved: Saved | None = None,
 ) -> None:
-    """Everything between the ranks' meeting and their parting; `folder` takes what a profile leaves."""
+    """Everything between the ranks' meeting and their parting; `folder` takes what a profile leaves.
+
+    `keeper` saves the run on its way; `saved` is what it goes on from.
+    """
     ranks = Ranks(rank.index, rank.count)
     teller.tell("start")
     if config.block == "fused" and not config.on_gpu:
         teller.tell("block")
         seen.facts["block_build_s"] = build_cpu_block()
-    built = build(config, images, rank)
+    built = build(config, images, rank, saved.input_state if saved else None)
     note_facts(config, built, rank, seen, len(images.classes))
     if rank.count > 1:
         seen.facts["clock_ahead_s"] = clock_ahead_s(ranks)
     with contextlib.closing(built):
+        if saved is not None:
+            saved.into(built, seen, rank)
+        course = Course.of(config, len(built.train_split), seen.total_steps)
+        job = Job(config, built, rank, seen, ranks, teller, signals, course, keeper, drops_taken(config, seen))
         fits = True
         try:
-            train(config, built, rank, seen, ranks, teller, signals)
+            train(job)
         except torch.cuda.OutOfMemoryError:
             fits = False
         if not fits:
@@ -262,18 +359,20 @@ def run(
         teller.tell("done")
 
 
-def train(
-    config: RunConfig, built: Built, rank: Rank, seen: Seen, ranks: Ranks, teller: Teller, signals: Signals
-) -> None:
+def train(job: Job) -> None:
     """From the first step to the last timed one."""
+    built, seen = job.built, job.seen
     unwatched, before = built.workload, parameter_samples(built.network)
-    teller.tell("compile")
-    first_step(config, built, seen)
-    built.workload = watched(unwatched, seen)
-    step_s = settle(built.workload, config.images_per_step, seen, ranks, teller)
-    total = steps_to_time(config, step_s, len(built.train_split), seen.warmup_steps)
-    with telemetry_of(rank, seen):
-        train_timed(config, built, seen, ranks, teller, signals, total)
+    job.teller.tell("compile")
+    first_step(job)
+    built.workload = watched(unwatched, seen, before_step=lambda: built.rates.at(job.done, job.drops_taken))
+    step_s = settle(job)
+    if job.course.total_steps is None:
+        job.course = replace(job.course, total_steps=total_steps(job.config, step_s, job.done))
+    seen.total_steps = job.course.total_steps
+    job.look_every = max(1, round(LOOK_S / (step_s or LOOK_S)))
+    with telemetry_of(job.rank, seen):
+        train_timed(job)
     seen.facts["parameter_change_max"] = largest_changes(before, parameter_samples(built.network))
     built.workload = unwatched
 
@@ -286,7 +385,7 @@ def telemetry_of(rank: Rank, seen: Seen) -> Iterator[None]:
         # NVML counts GPUs by their bus, and CUDA may not: the UUID is the same to both.
         gpu = f"GPU-{str(torch.cuda.get_device_properties(rank.device).uuid).removeprefix('GPU-')}"
     first_here = os.environ.get("LOCAL_RANK", "0") == "0"
-    seen.telemetry = Telemetry(gpu, lambda: len(seen.recording.losses), with_load=first_here)
+    seen.telemetry = Telemetry(gpu, lambda: seen.recording.steps, with_load=first_here)
     seen.telemetry.start()
     try:
         yield

@@ -23,7 +23,7 @@ class Window:
     The milliseconds are on the clock that did the work (CUDA events, or the CPU's), one a step: the whole of it, its part
     before the batch was there (`wait_ms`), from there to the gradients (`compute_ms`), and to the updated weights
     (`optimiser_ms`). `start_s` and `stop_s` are the host's monotonic clock, common to a node's ranks; `unadjusted_s` is
-    what a clock that nobody adjusts saw pass between them.
+    what a clock that nobody adjusts saw pass between them; `steps_before` the training steps of the run before it.
     """
 
     start_s: float
@@ -35,6 +35,7 @@ class Window:
     unadjusted_s: float | None = None
     opened: Meters | None = None
     closed: Meters | None = None
+    steps_before: int | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class RankTrial:
     first_batch_s: float | None = None
     compile_s: float | None = None
     block_build_s: float | None = None
+    restarts: int = 0  # times that the ranks were started again after one had died
     interrupted: bool = False
     out_of_memory: bool = False
     gpu_peak_allocated_bytes: int | None = None

@@ -17,10 +17,14 @@ from torch import Tensor, nn
 
 import models.block
 import pipelines
+from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.config import AskedWrongly, RunConfig
 from harness.measure import Workload
+from harness.schedule import Schedule, drops_of, first_step, layer_rates_of
 from harness.schemes import DTYPES, Scheme, scheme_of
+from harness.update import Rates, check_layers, groups_by_layer
 from models.alexnet import multiply_adds
+from models.shares import part_of
 from pipelines.augment import JITTER
 from pipelines.dataset.statistics import Statistics, colour_basis, mean_crop
 from pipelines.sources.imageset import ImageSet, Split
@@ -47,37 +51,41 @@ class Built:
     workload: Workload
     scheme: Scheme
     network: nn.Module
+    optimiser: torch.optim.Optimizer
+    rates: Rates
     train_split: Split
     evaluate: Callable[[Callable[[], None]], tuple[int, int, int]] | None
     without_communication: Callable[[], contextlib.AbstractContextManager[Any]]
     shortened: Callable[[str], Any]  # the training input cut short after its part of this name; None where it has none
+    input_state: Callable[[], pipelines.State]  # where the training input stands
     close: Callable[[], None]
 
 
-def build(config: RunConfig, images: ImageSet, rank: Rank) -> Built:
-    """The workload that `config` asks of this rank on `images`."""
+def build(config: RunConfig, images: ImageSet, rank: Rank, resume: pipelines.State | None = None) -> Built:
+    """The workload that `config` asks of this rank on `images`, whose training input goes on from `resume`."""
     exact_fp32()
     scheme = scheme_of(config, rank.index)
     network = build_network(config, len(images.classes), rank, scheme)
+    if config.fine_tune_from and not config.resume:
+        take_over(network, open_checkpoint(config.fine_tune_from), scheme)
     wrapped = scheme.wrapped(network, config, rank.device)
-    optimiser = torch.optim.SGD(
-        models.parameter_groups(network, config.learning_rate, config.weight_decay),
-        momentum=config.momentum,
-        fused=True,
-    )
+    optimiser, rates = optimiser_of(config, network, len(images.classes), len(images.train))
     mine: dict[str, Any] = {"rank": rank, "scheme": scheme, "statistics": images.statistics}
     shown: Callable[..., Any] = partial(create_batches, config, **mine)
-    batches = shown(images.train, training=True)
+    batches = shown(images.train, training=True, resume=resume)
     evaluate = partial(evaluation, network, config, shown, images.val, scheme) if images.val is not None else None
     gradients, update = training_step(wrapped, optimiser, config, scheme.loss_divisor)
     return Built(
         workload=Workload(batches, gradients, update, config.images_per_batch, rank.device),
         scheme=scheme,
         network=network,
+        optimiser=optimiser,
+        rates=rates,
         train_split=images.train,
         evaluate=evaluate,
         without_communication=scheme.without_communication(wrapped),
         shortened=partial(shortened_input, config, images.train, **mine),
+        input_state=batches.state,
         close=batches.close,
     )
 
@@ -111,6 +119,56 @@ def build_network(config: RunConfig, classes: int, rank: Rank, scheme: Scheme) -
     # The weights are equal on all ranks, or parts of one set; what dropout leaves out must not be.
     torch.manual_seed(config.seed + 1 + rank.index)
     return network
+
+
+def optimiser_of(
+    config: RunConfig, network: nn.Module, classes: int, train_images: int
+) -> tuple[torch.optim.Optimizer, Rates]:
+    """SGD over the network's parameters, and what sets its learning rates step by step."""
+    layers = layer_rates_of(config.layer_rates) if config.layer_rates else ()
+    groups = models.parameter_groups(network, config.learning_rate, config.weight_decay)
+    if layers:
+        check_layers(layers, whole_shapes(config, classes), config.model)
+        groups = groups_by_layer(groups, network, layers)
+    optimiser = torch.optim.SGD(groups, momentum=config.momentum, fused=True)
+    steps_per_epoch = train_images / config.images_per_step
+    schedule = Schedule(
+        kind=config.schedule,
+        base_rate=config.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        drops=drops_of(config.drops) if config.drops else (),
+        patience=config.patience or 0,
+        warmup_steps=first_step(config.warmup_epochs, steps_per_epoch),
+    )
+    return optimiser, Rates(optimiser, schedule, config.decay_form, layers)
+
+
+def whole_shapes(config: RunConfig, classes: int) -> dict[str, Tensor]:
+    """The parameters of the whole network by name, without values."""
+    with torch.device("meta"):
+        return dict(models.create(config.model, num_classes=classes).state_dict())
+
+
+def take_over(network: nn.Module, saved: Checkpoint, scheme: Scheme) -> None:
+    """Put the saved network's weights into this one, or this part of one, but for the last layer's.
+
+    AskedWrongly, naming the first parameter that differs, where that is another network.
+    """
+    weights, mine = saved.weights(), network.state_dict()
+    last = list(weights)[-1].rpartition(".")[0]
+    wanted = [name for name in mine if not name.startswith(f"{last}.")]
+    part = scheme.parts.rank if scheme.parts else 0
+    try:
+        found = part_of(weights, {name: mine[name] for name in wanted}, part)
+        fits = all(found[name].shape == mine[name].shape for name in wanted)
+    except (KeyError, ValueError, RuntimeError):
+        fits = False
+    if not fits:
+        raise AskedWrongly(
+            f"--fine-tune-from {saved.folder} is a checkpoint of {saved.asked['model']}, whose layers below the last are not "
+            "those of this network: ask for the same --model"
+        )
+    network.load_state_dict(found, strict=False)
 
 
 def train_multiply_adds_per_image(config: RunConfig, classes: int) -> int:
@@ -164,8 +222,10 @@ def request_for(
     scheme: Scheme,
     training: bool,
     statistics: Statistics | None = None,
+    resume: pipelines.State | None = None,
 ) -> dict[str, Any]:
-    """What a pipeline is asked for this rank's share of a split."""
+    """What a pipeline is asked for this rank's share of a split; training may go on from `resume`."""
+    shard_images = len(split) // config.shards
     return {
         "split": split,
         # Ten views of an image take ten images' memory.
@@ -184,6 +244,8 @@ def request_for(
         "prefetch": config.prefetch,
         "decode": config.decode,
         "hw_decoder_load": config.hw_decoder_load,
+        "noise_images": round(config.noise_epochs * shard_images) if config.noise_epochs is not None else None,
+        "resume": resume,
         **(means_and_colours(statistics, config.image_size) if statistics else {}),
     }
 
@@ -280,3 +342,18 @@ def right_answers(logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = (best == labels[:, None]) & counted[:, None]
     return torch.stack([counted.sum(), hits[:, 0].sum(), hits.sum()])
+
+
+def as_shown(config: RunConfig, split: Split) -> Tensor:
+    """The images of a split as evaluation's middle view shows them, before the mean is taken: uint8 (N, S, S, 3) on the CPU."""
+    alone = config.with_(
+        gpus=0, cpus=1, parallel="data", nodes=1, images_per_gpu=len(split), views=1, decode="cpu", hw_decoder_load=None
+    )
+    rank = Rank(0, 1, torch.device("cpu"))
+    asked = request_for(alone, split, rank=rank, scheme=Scheme(0, 0, None, None, 1), training=False)
+    batches = pipelines.create("dali", **{**asked, "dtype": "uint8"})
+    try:
+        # A copy, since DALI's memory goes back with the pipeline.
+        return next(batches).images.permute(0, 2, 3, 1).clone()
+    finally:
+        batches.close()

@@ -122,6 +122,7 @@ class Request:
     prefetch: int = 2  # batches made ahead
     decode: str = "cpu"
     hw_decoder_load: float | None = None  # share of JPEGs for the hardware decoder; None: DALI's own choice
+    noise_images: int | None = None  # colour noise for this shard's first so many images; None: for all of them
     resume: State | None = None  # training only: go on after these batches
 
     def __post_init__(self) -> None:
@@ -167,7 +168,8 @@ class Request:
         spans = split.spans.tobytes() if split.spans is not None else b""
         means = self.mean_image.tobytes() if self.mean_image is not None else b""
         asked = (split.labels, split.square, split.raw, self.images_per_batch, self.augment, self.jitter, self.image_size,
-                 self.resized_side, self.channel_means, self.colour_basis, self.seed, self.shard, self.num_shards)  # fmt: skip
+                 self.resized_side, self.channel_means, self.colour_basis, self.seed, self.shard, self.num_shards,
+                 self.noise_images)  # fmt: skip
         for part in (spans, means, repr(asked).encode()):
             digest.update(hashlib.sha256(part).digest())
         return digest.hexdigest()[:16]

@@ -38,10 +38,11 @@ def draws(request: Request, drawn: int, number: int) -> Draws:
 
     places = request.resized_side - request.image_size + 1
     basis = np.array(request.colour_basis)
+    noisy = counters < request.noise_images if request.noise_images is not None else np.ones(number, bool)
     reach = np.array(request.jitter) * (1, 1, 1, 360)
     return Draws(
         mirror=(uniforms(key(MIRROR), shared, 1)[:, 0] < 0.5).astype(np.int32),
         offset=np.floor(uniforms(key(OFFSET), shared, 2) * places).astype(np.float32),
-        noise=(COLOUR_NOISE_STD * normals(key(NOISE), counters, 3) @ basis.T).astype(np.float32),
+        noise=(COLOUR_NOISE_STD * normals(key(NOISE), counters, 3) @ basis.T * noisy[:, None]).astype(np.float32),
         jitter=((1, 1, 1, 0) + reach * (2 * uniforms(key(JITTER), counters, 4) - 1)).astype(np.float32),
     )

@@ -120,7 +120,8 @@ class Images(Dataset[tuple[Tensor, int]]):
         if request.dtype == "uint8":
             return image, place
         image -= self.mean
-        if request.training and "noise" in numbers_of(request):
+        noisy = request.noise_images is None or drawn < request.noise_images
+        if request.training and noisy and "noise" in numbers_of(request):
             image += self.noise @ torch.randn(3)
         return image / CODE2012_DIVISOR if code2012 else image, place
 

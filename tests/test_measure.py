@@ -6,14 +6,13 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from literals import rank_of, trial_of
 
-from harness.config import RunConfig
-from harness.measure import NewestLoss, Recording, TimedWindow, Workload, untimed_steps
+from harness.measure import NewestLoss, Recording, TimedWindow, Workload, sum_of_places, untimed_steps
 from harness.metrics.validity import status_reason
-from harness.train import windows
 from harness.trial import Meters
 
 CPU = torch.device("cpu")
@@ -103,7 +102,7 @@ def test_a_step_that_raises_leaves_the_steps_before_it() -> None:
     whole = work.gradients
 
     def gradients(batch: Numbered) -> tuple[torch.Tensor, torch.Tensor]:
-        if len(recording.losses) == 2:
+        if recording.steps == 2:
             raise RuntimeError("the network is gone")
         return whole(batch)
 
@@ -147,7 +146,29 @@ def test_a_clock_that_is_turned_disagrees_with_one_that_nobody_turns(monkeypatch
     )
 
 
-def test_evaluations_cut_the_timed_steps_into_windows() -> None:
-    config = RunConfig(cpus=2, images_per_gpu=8, evaluate_every=64)
-    assert windows(10, config) == [4, 4, 2]
-    assert windows(10, RunConfig(images_per_gpu=8)) == [10]
+def test_what_is_folded_in_parts_is_told_as_if_in_one() -> None:
+    told = []
+    for parts in ([6], [1, 2, 3]):
+        recording, work = Recording(), workload()
+        for steps in parts:
+            TimedWindow(work, recording).run(steps, on_and_on)
+            recording.fold()
+        told.append(recording.told(classes=5))
+    assert told[0] == told[1]
+    assert told[0]["label_counts"] == (12, 12, 12, 12, 0)
+
+
+def test_the_digest_of_images_tells_their_order_and_sums_of_parts_are_the_sum_of_all() -> None:
+    order = np.array([3, 1, 2, 0])
+    whole = sum_of_places(order, before=0)
+    assert whole == (sum_of_places(order[:1], before=0) + sum_of_places(order[1:], before=1)) % 2**64
+    assert whole != sum_of_places(np.array([1, 3, 2, 0]), before=0)
+    assert sum_of_places(order[:0], before=7) == 0
+
+
+def test_a_window_says_how_many_steps_the_run_had_before_it() -> None:
+    recording, work = Recording(), workload()
+    untimed_steps(work, recording, 3)
+    window = TimedWindow(work, recording)
+    window.run(2, on_and_on)
+    assert window.told().steps_before == 3

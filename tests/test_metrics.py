@@ -20,6 +20,7 @@ from harness.trial import Alone, Evaluation, MemoryPoint, Peak, Trial, Window, f
 FIRST = rank_of(
     0,
     warmup_steps=1,
+    restarts=2,
     windows=(
         Window(
             10.0, 10.4, (100.0,) * 4, (1.0,) * 4, compute_ms=(60.0,) * 4, optimiser_ms=(20.0,) * 4, unadjusted_s=0.4
@@ -102,6 +103,7 @@ EXPECTED = {
     "images_counted": 256,
     "settled": True,
     "warmup_steps": 1,
+    "restarts": 2,
     "compile_s": 12,
     "block_build_s": 4,
     "first_batch_s": 0.7,
@@ -418,7 +420,7 @@ DOUBTFUL = [
         "invalid",
         "a second clock saw 1.02 s pass where the first says 1 s",
     ),
-    ({"interrupted": True}, "interrupted", "stopped by a signal after 10 timed steps"),
+    ({"interrupted": True}, "interrupted", "stopped by a signal or its time limit after 10 timed steps"),
 ]
 
 

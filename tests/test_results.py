@@ -190,7 +190,7 @@ BROKEN_RECORDS = {
     "is a list": "[]",
     "has no version": "{}",
     "has NaN in it": '{"schema_version": 1, "launch": NaN}',
-    "is of a newer harness": '{"schema_version": 4}',
+    "is of a newer harness": '{"schema_version": 5}',
     "is nested too deeply": "[" * 100_000,
 }
 
@@ -281,7 +281,7 @@ def unreadable(folder: Path, what: str) -> Path:
     elif what == "column twice":
         rewrite(path, [*COLUMNS, "status"], [*good, "ok"])
     elif what == "newer":
-        rewrite(path, [*COLUMNS, "colour"], [*({**ROW, "schema_version": "4"}[name] for name in COLUMNS), "red"])
+        rewrite(path, [*COLUMNS, "colour"], [*({**ROW, "schema_version": "5"}[name] for name in COLUMNS), "red"])
     elif what == "no version":
         rewrite(path, list(COLUMNS), [({**ROW, "schema_version": ""}[name]) for name in COLUMNS])
     elif what == "line cut short":
@@ -299,7 +299,7 @@ UNREADABLE = {
     "foreign": "not a table of this harness",
     "unknown column": "'colour'",
     "column twice": "there twice",
-    "newer": "schema_version 4 and this harness knows 3",
+    "newer": "schema_version 5 and this harness knows 4",
     "no version": "not a whole number",
     "line cut short": f"line 3 of the table .* has {len(COLUMNS) - 3} cells where its header has {len(COLUMNS)}",
     "quote left open": "no whole CSV",

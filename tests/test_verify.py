@@ -86,8 +86,8 @@ BROKEN = {
     "with an unknown observation": lambda text: text.replace('"classes"', '"colours"'),
     "with text for a number": lambda text: text.replace('"indices_count": 320', '"indices_count": "many"'),
     "with a rank of another kind": lambda text: text.replace('"ranks": [', '"ranks": ["one", '),
-    "of a newer harness": lambda text: text.replace('"schema_version": 3', '"schema_version": 4'),
-    "of no version": lambda text: text.replace('"schema_version": 3', '"schema_version": null'),
+    "of a newer harness": lambda text: text.replace('"schema_version": 4', '"schema_version": 5'),
+    "of no version": lambda text: text.replace('"schema_version": 4', '"schema_version": null'),
 }
 
 
@@ -105,8 +105,8 @@ def test_a_broken_record_is_a_finding_of_one_line_and_no_traceback(table, breaki
 
 def test_a_record_newer_than_the_harness_is_told_as_such(table):
     path = run_folder(table, "run-1") / "trial.json"
-    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 4'))
-    assert "has schema_version 4 and this harness knows 3: update the harness" in verify(table)[0]
+    path.write_text(path.read_text().replace('"schema_version": 4', '"schema_version": 5'))
+    assert "has schema_version 5 and this harness knows 4: update the harness" in verify(table)[0]
 
 
 def test_the_record_of_another_run_does_not_bear_a_row_out(table):

@@ -25,7 +25,7 @@ METRICS: dict[str, Callable[[Trial], Any]] = {
         speed.images_per_s, speed.step_ms_p50, speed.step_ms_p95, speed.step_ms_p99, speed.outlier_steps,
         speed.timed_steps, speed.timed_s, speed.images_counted, speed.within_launch_ci_low_images_per_s,
         speed.within_launch_ci_high_images_per_s, speed.effective_steps, speed.drift_pct_per_min, speed.settled,
-        speed.warmup_steps, speed.compile_s, speed.block_build_s, speed.first_batch_s, speed.rank_skew_pct,
+        speed.warmup_steps, speed.restarts, speed.compile_s, speed.block_build_s, speed.first_batch_s, speed.rank_skew_pct,
         limits.input_alone_images_per_s, limits.model_alone_images_per_s, limits.no_comm_images_per_s,
         limits.input_while_training_images_per_s, limits.decode_images_per_s, limits.storage_images_per_s,
         limits.limit_images_per_s, limits.limit_half_width_pct, limits.bound_by, limits.pct_of_model_alone,

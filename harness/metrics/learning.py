@@ -90,9 +90,14 @@ def evaluation_points(trial: Trial) -> list[Evaluation]:
     return points
 
 
+def top1_error_pct(evaluation: Evaluation) -> float:
+    """NaN where no image was evaluated."""
+    return 100 * (1 - evaluation.top1_correct / evaluation.images) if evaluation.images else math.nan
+
+
 def val_top1_error_pct(trial: Trial) -> float | None:
     points = evaluation_points(trial)
-    return 100 * (1 - points[-1].top1_correct / points[-1].images) if points and points[-1].images else None
+    return top1_error_pct(points[-1]) if points and points[-1].images else None
 
 
 def val_top5_error_pct(trial: Trial) -> float | None:

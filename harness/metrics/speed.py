@@ -16,6 +16,10 @@ def warmup_steps(trial: Trial) -> int | None:
     return trial.ranks[0].warmup_steps if trial.ranks else None
 
 
+def restarts(trial: Trial) -> int | None:
+    return max((rank.restarts for rank in trial.ranks), default=None)
+
+
 def settled(trial: Trial) -> bool | None:
     return all(rank.settled for rank in trial.ranks) if trial.ranks else None
 
@@ -28,7 +32,7 @@ def images_counted(trial: Trial) -> int | None:
 
 
 def timed_s(trial: Trial, windows: int | None = None) -> float | None:
-    """Seconds from the first rank's start to the last rank's end, summed over the windows, or over the first few.
+    """Seconds from the first rank's start to the last rank's end, summed over the windows, or over the first few of them.
 
     None unless every rank has as many windows as the others.
     """
@@ -39,6 +43,13 @@ def timed_s(trial: Trial, windows: int | None = None) -> float | None:
     for window in zip(*(rank.windows[:windows] for rank in trial.ranks), strict=True):
         seconds += seconds_between(window, ahead)
     return seconds
+
+
+def windows_done(trial: Trial, step: int, number: int) -> int:
+    """How many windows had ended after `step` training steps; `number` in records that do not say: a window an evaluation."""
+    windows = trial.ranks[0].windows if trial.ranks else ()
+    ends = [w.steps_before + len(w.step_ms) for w in windows if w.steps_before is not None]
+    return sum(end <= step for end in ends) if len(ends) == len(windows) else number
 
 
 def images_per_s(trial: Trial) -> float | None:

@@ -90,7 +90,7 @@ def status_and_reason(trial: Trial) -> tuple[str, str]:
     if trial.failure:
         return "failed", trial.failure
     if any(rank.interrupted for rank in trial.ranks):
-        return "interrupted", f"stopped by a signal after {timed_steps(trial)} timed steps"
+        return "interrupted", f"stopped by a signal or its time limit after {timed_steps(trial)} timed steps"
     if any(rank.out_of_memory for rank in trial.ranks):
         return "oom", oom_reason(trial)
     losses = job_losses(trial)

@@ -18,14 +18,17 @@ from torch import nn
 
 from harness.agree import Ranks
 from harness.config import RunConfig
+from harness.course import Course
 from harness.heartbeat import Heartbeat
 from harness.measure import Workload, synchronise
 from harness.progress import Teller
+from harness.schedule import Schedule
 from harness.schemes import Scheme
 from harness.seen import Seen, Signals
-from harness.train import telemetry_of, train_timed, watched
+from harness.train import Job, telemetry_of, train_timed, watched
+from harness.update import Rates
 from harness.workload import Built, Rank
-from pipelines import Batch
+from pipelines import Batch, State
 from pipelines.sources.imageset import Split
 
 CUDA = torch.cuda.is_available()
@@ -46,15 +49,19 @@ def empty_workload() -> Workload:
 
 
 def built(workload: Workload) -> Built:
-    """What `train_timed` asks for; of it, only the workload is used where nothing is evaluated."""
+    """What `train_timed` asks for; of it, only the workload is used where nothing is evaluated or saved."""
+    optimiser = torch.optim.SGD([torch.zeros(1)], lr=0.01)
     return Built(
         workload,
         Scheme(shard=0, column=0, parts=None, replicas=None, loss_divisor=1),
         nn.Identity(),
+        optimiser,
+        Rates(optimiser, Schedule("constant", 0.01, 1.0), "torch"),
         Split((), (), 1000),
         evaluate=None,
         without_communication=contextlib.nullcontext,
         shortened=lambda _: None,
+        input_state=lambda: State(0, "", ""),
         close=lambda: None,
     )
 
@@ -72,15 +79,18 @@ class Instruments:
         """Seconds of the timed steps with every instrument; the sensors' driver is opened outside the clock."""
         seen = Seen(heartbeat=self.heartbeat)
         with telemetry_of(Rank(0, 1, DEVICE), seen):
-            whole = built(watched(workload, seen))
+            whole = built(workload)
+            course = Course(total_steps=STEPS)
+            job = Job(CONFIG, whole, Rank(0, 1, DEVICE), seen, Ranks(0, 1), self.teller, self.signals, course)
+            whole.workload = watched(workload, seen, before_step=lambda: whole.rates.at(job.done, job.drops_taken))
             start_s = time.perf_counter()
-            train_timed(CONFIG, whole, seen, Ranks(0, 1), self.teller, self.signals, STEPS)
+            train_timed(job)
             seconds = time.perf_counter() - start_s
             assert seen.telemetry is not None
             start_s = time.perf_counter()
             seen.telemetry.sample()
             self.sample_us.append(1e6 * (time.perf_counter() - start_s))
-        assert len(seen.windows[0].step_ms) == len(seen.recording.indices) == STEPS
+        assert len(seen.windows[0].step_ms) == seen.recording.steps == STEPS
         return seconds
 
 

@@ -1,0 +1,83 @@
+"""What a run that goes on is asked: as before where nothing else is typed, and nothing that would make it another run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.checkpoint import Checkpoint, open_checkpoint
+from harness.config import AskedWrongly, RunConfig, names
+from harness.recipes import LENGTHS
+from pipelines.sources.imageset import ImageSet
+
+# Names of images' places, of which a checkpoint holds the last part alone.
+PLACES = ("data", "exclude", "statistics")
+NOT_ASKED_AGAIN = (*PLACES, "resume", "gpus", "cpus", "nodes", "launches", "profile", "time_limit")
+# What a run is, beside its task and its shape: another one would draw other images, or end elsewhere.
+OF_THE_RUN = ("seed", "pipeline", "steps", "timed_seconds")
+
+
+def completed(typed: dict[str, Any]) -> dict[str, Any]:
+    """The typed flags of a run that goes on, over what the checkpoint's run was asked.
+
+    CheckpointError where there is no whole one; AskedWrongly where a place was not typed again.
+    """
+    saved = open_checkpoint(typed["resume"])
+    for place in PLACES:
+        if saved.asked.get(place) and place not in typed:
+            raise AskedWrongly(
+                f"--resume {typed['resume']} was trained with --{place} {saved.asked[place]}: say where that is with --{place}"
+            )
+    before = {name: value for name, value in saved.asked.items() if value is not None and name not in NOT_ASKED_AGAIN}
+    if any(length in typed for length in LENGTHS):
+        before = {name: value for name, value in before.items() if name not in LENGTHS}
+    kind = "gpus" if saved.asked["gpus"] else "cpus"
+    ranks = {} if "gpus" in typed or "cpus" in typed else {kind: [saved.asked[kind]]}
+    return {**before, **ranks, **typed, "resume": str(saved.folder)}
+
+
+def located(config: RunConfig) -> RunConfig:
+    """With the checkpoints that it names as their own folders: of a run's folder, the newest; CheckpointError where there is none."""
+    saved = {name: getattr(config, name) for name in ("resume", "fine_tune_from") if getattr(config, name)}
+    if config.resume:
+        saved.pop("fine_tune_from", None)
+    return config.with_(**{name: str(open_checkpoint(place).folder.resolve()) for name, place in saved.items()})
+
+
+def refuse_another_run(config: RunConfig, images: ImageSet, dataset: dict[str, Any]) -> None:
+    """AskedWrongly, naming the first field, where `config` and these images (`dataset`: a row's cells) are not the checkpoint's
+    run; CheckpointError where a file of it is not what was saved."""
+    saved = open_checkpoint(config.resume or "")
+    asked = config.columns()
+    for name in (*names("task"), *names("shape"), *OF_THE_RUN, *(("evaluate_every",) if config.patience else ())):
+        if name in saved.asked and asked[name] != saved.asked[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise AskedWrongly(
+                f"{flag} is {shown(asked[name])} here and was {shown(saved.asked[name])} in {saved.folder}: "
+                f"leave {flag} out, or begin a new run"
+            )
+    for name, before in saved.manifest["dataset"].items():
+        if name in dataset and name != "image_bytes" and dataset[name] != before:
+            raise AskedWrongly(
+                f"{name} of these images is {shown(dataset[name])} and was {shown(before)} in {saved.folder}: "
+                "give the images that it was trained on"
+            )
+    if images.classes != saved.classes:
+        raise AskedWrongly(
+            f"these images have other classes than {saved.folder}: give the images that it was trained on"
+        )
+    refuse_the_end(config, saved, len(images.train))
+    saved.refuse_damage()
+
+
+def refuse_the_end(config: RunConfig, saved: Checkpoint, train_images: int) -> None:
+    from harness.course import Course
+
+    total = Course.of(config, train_images, saved.manifest["total_steps"]).total_steps
+    if total is not None and saved.step >= total:
+        raise AskedWrongly(
+            f"{saved.folder} has reached its end at step {saved.step}: give more --epochs, or `evaluate` it"
+        )
+
+
+def shown(value: Any) -> str:
+    return "left out" if value is None else str(value)
