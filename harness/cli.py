@@ -8,25 +8,18 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 import models
 import pipelines
-from harness.config import AskedWrongly, RunConfig, real, whole
+from harness.config import AskedWrongly, real, whole
 from harness.data import add_data
 from harness.evaluate import add_evaluate
+from harness.flags import add_run, configs_of
 from harness.forecast import add_predict
-from harness.recipes import LENGTHS, PATIENCE, RECIPES, settings
+from harness.paper import add_paper
 from pipelines import DataError
-
-CHOICES: dict[str, Sequence[Any]] = {
-    "model": tuple(models.MODELS),
-    "pipeline": tuple(pipelines.PIPELINES),
-    "augment": pipelines.AUGMENTS,
-    "recipe": tuple(RECIPES),
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,21 +33,10 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def counts(text: str) -> tuple[int, ...]:
-    """`1,2,4`: how many ranks each row group has."""
-    numbers = tuple(int(part) for part in text.split(","))
-    if any(number < 1 for number in numbers):
-        raise argparse.ArgumentTypeError(f"{text} asks for less than one rank: give 1 or more")
-    return numbers
-
-
-counts.__name__ = "number of ranks"
-
-
 def parser() -> argparse.ArgumentParser:
     top = Parser(prog="python -m harness", description="Rows of images/s, memory and error that can be believed.")
     commands = top.add_subparsers(dest="command", metavar="command", required=True, parser_class=Parser)
-    add_run(commands)
+    add_run(commands, run_run)
 
     compare = commands.add_parser(
         "compare", help="say which of two tables is faster, by how much, and whether it may be said"
@@ -94,125 +76,12 @@ def parser() -> argparse.ArgumentParser:
 
     add_data(commands, Parser)
     add_evaluate(commands)
+    add_paper(commands, Parser)
     add_predict(commands)
     return top
 
 
-def add_run(commands: Any) -> None:
-    run = commands.add_parser(
-        "run",
-        help="train, measure, append a row a launch",
-        description="Without --gpus and --cpus: one rank, on the first GPU or else the CPU. Recipe: throughput with --gpus, "
-        "else smoke; a typed flag beats it. Settings left out are chosen for the machine and recorded.",
-    )
-    groups = {
-        "task": "task (what is computed; rows that differ here are never ranked)",
-        "shape": "shape",
-        "setting": "settings (how it is computed)",
-        "bookkeeping": "length and bookkeeping",
-    }
-    sections = {kind: run.add_argument_group(title) for kind, title in groups.items()}
-    for field in fields(RunConfig):
-        about = field.metadata
-        in_recipes = {name: values[field.name] for name, values in RECIPES.items() if field.name in values}
-        note = ", ".join(f"{name} {value}" for name, value in in_recipes.items())
-        note = note or (f"default {field.default}" if field.default not in (None, "") else "")
-        choices = CHOICES.get(field.name, about["choices"])
-        sections[about["kind"]].add_argument(
-            "--" + field.name.replace("_", "-"),
-            dest=field.name,
-            type=counts if field.name in ("gpus", "cpus") else about["parse"],
-            choices=choices,
-            metavar=None if choices else about["parse"].__name__.split()[-1].upper(),
-            default=argparse.SUPPRESS,
-            help=f"{about['help']} ({note})" if note else about["help"],
-        )
-    run.add_argument("--table", type=Path, help="table to append to (default results/<machine>.csv)")
-    run.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    run.set_defaults(call=run_run)
-
-
 # --- run ----------------------------------------------------------------------------------------------------------
-
-
-def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
-    """What was asked, a RunConfig for each row group; AskedWrongly for flags that exclude each other."""
-    typed = {
-        field.name: getattr(arguments, field.name) for field in fields(RunConfig) if hasattr(arguments, field.name)
-    }
-    if "resume" in typed:
-        from harness.resume import completed
-
-        typed = completed(typed)
-    gpus, cpus = typed.pop("gpus", None), typed.pop("cpus", None)
-    if gpus and cpus:
-        raise AskedWrongly("--gpus and --cpus were both asked and a run has ranks of one kind: give one of them")
-    lengths = [f"--{name.replace('_', '-')}" for name in LENGTHS if name in typed]
-    if len(lengths) > 1:
-        raise AskedWrongly(f"{' and '.join(lengths)} were both asked and a run has one length: give one of them")
-    of_images = [f"--{name}" for name in ("data", "exclude", "statistics", "views") if name in typed]
-    if typed.get("pipeline") == "synthetic" and of_images:
-        raise AskedWrongly(f"--pipeline synthetic reads no images and {of_images[0]} was given: leave one of them out")
-    if "target_train_error_pct" in typed and "evaluate_every" not in typed:
-        raise AskedWrongly("--target-train-error-pct is looked at with every evaluation: give --evaluate-every too")
-    if "exclude" in typed and "data" not in typed:
-        raise AskedWrongly("--exclude was given and the embedded set has nothing to leave out: give --data too")
-    model = typed.get("model", RunConfig.model)
-    side = models.image_size(model)
-    if typed.setdefault("image_size", side) != side:
-        raise AskedWrongly(f"--image-size {typed['image_size']} was asked and {model} takes {side}: leave it out")
-    if model in models.OWN_INIT:
-        if "init" in typed:
-            raise AskedWrongly(f"--init was asked and {model} has its own initial weights: leave --init out")
-        typed["init"] = None
-    asked = settings(typed.pop("recipe", "throughput" if gpus else "smoke"), typed)
-    asked |= of_the_rate(asked)
-    refuse_saving(asked, typed)
-    if asked["augment"] == "none" and asked.get("views", 1) > 1:
-        raise AskedWrongly(
-            f"--views {asked['views']} was asked and --augment none shows the whole centre square, which has one view: leave --views out"
-        )
-    if asked.get("jitter") and asked["augment"] != "rrc+jitter":
-        raise AskedWrongly(
-            f"--jitter was given and --augment {asked['augment']} jitters no colours: ask for --augment rrc+jitter"
-        )
-    kind = "gpus" if gpus else "cpus"
-    return [RunConfig(**asked, **({kind: number} if number else {})) for number in gpus or cpus or (None,)]
-
-
-def of_the_rate(asked: dict[str, Any]) -> dict[str, Any]:
-    """What --schedule leaves to its defaults; AskedWrongly where its flags do not fit together."""
-    schedule = asked.get("schedule", RunConfig.schedule)
-    if (schedule in ("epochs", "steps")) != bool(asked.get("drops")):
-        raise AskedWrongly(
-            f"--schedule {schedule} was asked {'with' if asked.get('drops') else 'without'} --drops: "
-            "--drops 25,51,79 belongs to --schedule epochs or steps, and only there"
-        )
-    if schedule != "plateau":
-        if asked.get("patience"):
-            raise AskedWrongly(
-                f"--patience was given and --schedule {schedule} waits for nothing: ask for --schedule plateau"
-            )
-        return {}
-    if not asked.get("evaluate_every"):
-        raise AskedWrongly("--schedule plateau looks at the validation error: say how often with --evaluate-every")
-    return {"patience": asked.get("patience") or PATIENCE}
-
-
-def refuse_saving(asked: dict[str, Any], typed: dict[str, Any]) -> None:
-    """AskedWrongly where what belongs to checkpoints was asked without them, or where several launches would share them."""
-    if not asked.get("checkpoint_every"):
-        for name in ("keep", "time_limit", "max_restarts"):
-            if typed.get(name):
-                raise AskedWrongly(
-                    f"--{name.replace('_', '-')} was given and this run saves nothing: say how often with --checkpoint-every"
-                )
-    elif asked.get("launches", 1) > 1:
-        if typed.get("launches"):
-            raise AskedWrongly(
-                "--launches and --checkpoint-every were both asked and a run that is saved is one launch: leave one out"
-            )
-        asked["launches"] = 1
 
 
 def run_run(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.config import AskedWrongly, RunConfig, names
-from harness.recipes import LENGTHS
+from harness.recipes import LENGTHS, RECIPES
 from pipelines.sources.imageset import ImageSet
 
 # Names of images' places, of which a checkpoint holds the last part alone.
@@ -30,6 +30,8 @@ def completed(typed: dict[str, Any]) -> dict[str, Any]:
     before = {name: value for name, value in saved.asked.items() if value is not None and name not in NOT_ASKED_AGAIN}
     if any(length in typed for length in LENGTHS):
         before = {name: value for name, value in before.items() if name not in LENGTHS}
+    if before["recipe"] not in RECIPES:
+        del before["recipe"]  # a file of the person's, all of whose settings are here
     kind = "gpus" if saved.asked["gpus"] else "cpus"
     ranks = {} if "gpus" in typed or "cpus" in typed else {kind: [saved.asked[kind]]}
     return {**before, **ranks, **typed, "resume": str(saved.folder)}

@@ -70,6 +70,25 @@ BAD = {
         ["alexnet-tanh", "--block"],
     ),
     "pictures for a pipeline that reads none": (["--pipeline", "synthetic", "--data", "."], ["synthetic", "--data"]),
+    "seven views": (["--views", "7"], ["--views", "7", "1, 10"]),
+    "ten views of what has one": (["--views", "10", "--augment", "none"], ["--views 10", "--augment none"]),
+    "drops of a rate that is constant": (["--drops", "3"], ["--schedule constant", "--drops"]),
+    "drops that are not named": (["--schedule", "epochs"], ["--schedule epochs", "without --drops"]),
+    "drops that go back": (["--schedule", "steps", "--drops", "30,10"], ["30,10", "increasing"]),
+    "patience with a rate that waits for nothing": (["--patience", "3"], ["--patience", "plateau"]),
+    "a plateau that nobody looks for": (["--schedule", "plateau"], ["--evaluate-every"]),
+    "an end by an error that nobody looks at": (["--target-train-error-pct", "25"], ["--evaluate-every"]),
+    "a layer's rate without an epoch": (["--layer-rates", "conv1=0"], ["conv1=0", "conv1@67"]),
+    "a time limit of a run that saves nothing": (["--time-limit", "60"], ["--time-limit", "--checkpoint-every"]),
+    "restarts of a run that saves nothing": (["--max-restarts", "1"], ["--max-restarts", "--checkpoint-every"]),
+    "launches that would share checkpoints": (
+        ["--launches", "2", "--checkpoint-every", "64"],
+        ["--launches", "--checkpoint-every"],
+    ),
+    "a checkpoint that is not there": (["--resume", "nowhere"], ["nowhere holds no checkpoint"]),
+    "weights that are not there": (["--fine-tune-from", "nowhere"], ["nowhere holds no checkpoint"]),
+    "a recipe that is not there": (["--recipe", "mine.toml"], ["mine.toml", "cannot be read"]),
+    "images of a step that three ranks cannot share": (["--recipe", "paper", "--cpus", "3"], ["128", "3 ranks"]),
     "an abbreviated flag": (["--step", "3"], ["--step"]),
     "a flag that does not exist": (["--batch", "3"], ["--batch"]),
 }
@@ -166,6 +185,49 @@ def test_a_typed_flag_beats_its_recipe_and_a_typed_length_replaces_the_recipes()
 def test_several_rank_counts_give_a_row_group_each() -> None:
     assert [config.gpus for config in asked("--gpus", "1,2,4")] == [1, 2, 4]
     assert [config.images_per_step for config in asked("--cpus", "1,2", "--images-per-gpu", "8")] == [8, 16]
+
+
+def test_the_papers_images_a_step_are_shared_by_the_ranks_and_two_of_them_hold_its_columns() -> None:
+    one, two, four = asked("--recipe", "paper", "--cpus", "1,2,4")
+    assert [each.images_per_gpu for each in (one, two, four)] == [128, 64, 32]
+    assert [each.parallel for each in (one, two, four)] == ["data", "columns", "data"]
+    assert (one.schedule, one.patience, one.decay_form, one.epochs) == ("plateau", 5, "paper", 90)
+    assert asked("--recipe", "paper", "--cpus", "2", "--model", "alexnet-half")[0].parallel == "data"
+    assert asked("--recipe", "paper", "--images-per-gpu", "4")[0].images_per_gpu == 4
+
+
+def test_the_sources_recipe_is_its_own_network_and_end_of_training() -> None:
+    (config,) = asked("--recipe", "code2012")
+    assert (config.model, config.init, config.augment) == ("alexnet-code2012", None, "code2012")
+    assert (config.drops, config.layer_rates, config.noise_epochs) == ("25,51,79", "conv1@67=1e-05,conv1@72=0", 67)
+
+
+def test_a_recipe_of_ones_own_fills_in_flags(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'model = "cifar-18pct"\nimages_per_step = 64\nepochs = 3\nschedule = "epochs"\ndrops = "1,2"\n'
+    )
+    (config,) = asked("--recipe", str(tmp_path / "mine.toml"), "--cpus", "2", "--learning-rate", "0.5")
+    assert (config.recipe, config.model, config.image_size) == ("mine", "cifar-18pct", 32)
+    assert (config.images_per_gpu, config.epochs, config.drops, config.learning_rate) == (32, 3, "1,2", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("learning_rat = 0.1", ["learning_rat", "did you mean 'learning_rate'"]),
+        ("colour = 1", ["'colour'", "run --help"]),
+        ("epochs = -1", ["epochs = -1", "out of range"]),
+        ('precision = "fp8"', ["fp8", "fp32, bf16"]),
+        ('model = "vgg"', ["vgg", "alexnet"]),
+        ("epochs", ["cannot be read"]),
+    ],
+)
+def test_a_recipe_that_no_run_could_follow_is_one_sentence(
+    said: str, words: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.toml").write_text(said)
+    sentence = refused(capsys, "run", "--recipe", "mine.toml")
+    assert [word for word in ("mine.toml", *words) if word not in sentence] == []
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

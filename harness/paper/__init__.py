@@ -30,6 +30,11 @@ def add_paper(commands: Any, parser_class: Any) -> None:
         )
         table.set_defaults(call=run_table)
 
+    from harness.paper import ablations, figure1
+
+    figure1.add(what)
+    ablations.add(what)
+
     figure3 = what.add_parser("figure3", help="conv1's kernels as a picture, and how much of each is colour")
     figure4 = what.add_parser("figure4", help="some test images: likeliest classes and nearest training images")
     for figure in (figure3, figure4):

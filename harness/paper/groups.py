@@ -165,7 +165,8 @@ def plan(study: Study, missing: Sequence[RunConfig], train_images: int) -> str:
     if hours is None:
         return f"{runs}; how long that takes is unknown: it has no speed of every network among them yet"
     most = " at most" if any(config.target_train_error_pct for config in missing) else ""
-    return f"{runs}:{most} {hours:.2g} hours of training at the images/s of its rows"
+    time = f"{rounded(hours)} hours" if hours >= 1 else f"{rounded(60 * hours)} minutes"
+    return f"{runs}:{most} {time} of training at the images/s of its rows"
 
 
 def expected_hours(rows: Sequence[Row], configs: Sequence[RunConfig], train_images: int) -> float | None:

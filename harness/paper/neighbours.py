@@ -148,7 +148,11 @@ def searching(images: int, of: int) -> str:
 def neighbour_cells(found: Found, images: ImageSet) -> Iterator[list[str]]:
     """The lines of figure4.csv."""
     assert images.val is not None
-    names, train, trained = images.classes, images.train, image_names(replace(images, val=images.train))
+    names, train, trained = (
+        images.classes,
+        images.train,
+        image_names(replace(images, train=images.val, val=images.train)),
+    )
     for test, places, distances in zip(named_tests(found, images), *found.nearest, strict=True):
         for rank, (near, distance) in enumerate(zip(places.tolist(), distances.tolist(), strict=True), 1):
             yield [*test, str(rank), trained[near], names[train.labels[near]], cell(distance)]

@@ -45,10 +45,14 @@ def panel(lines: Sequence[Line], title: str, activations: str) -> Figure:
     bars_at = MARGIN + PICTURE + GAP
     first_at = bars_at + BARS + 2 * GAP
     write(MARGIN, 0.14, title, fontsize=8.5, color=FAINT)
+    figure.text(
+        1 - (MARGIN + GAP) / width, 1 - 0.14 / height, "orange: of the test image's class",
+        va="top", ha="right", fontsize=8.5, color=ORANGE,
+    )  # fmt: skip
     for left, text in (
         (MARGIN, "test image"),
         (bars_at, "likeliest classes"),
-        (first_at, f"nearest training images, with their distance by {activations}"),
+        (first_at, f"nearest training images, by the distance of {activations}"),
     ):
         write(left, 0.42, text, fontsize=10, color=INK, weight="bold")
     for number, line in enumerate(lines):
@@ -62,7 +66,7 @@ def panel(lines: Sequence[Line], title: str, activations: str) -> Figure:
             show(axes_at(left, top, PICTURE, PICTURE), pixels, ORANGE if same else FAINT)
             write(left, top + PICTURE + 0.04, short(label, CAPTION_LETTERS), fontsize=7.5, color=INK)
             figure.text(
-                (left + PICTURE) / width, 1 - (top + PICTURE + 0.04) / height, f"{distance:.3g}",
+                (left + PICTURE) / width, 1 - (top + PICTURE + 0.04) / height, f"{distance:#.3g}",
                 va="top", ha="right", fontsize=7.5, color=FAINT,
             )  # fmt: skip
     return figure

@@ -1,0 +1,194 @@
+"""The flags of `run`, one a field of RunConfig, and the RunConfigs that they come to under a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import models
+import pipelines
+from harness.config import AskedWrongly, RunConfig
+from harness.recipes import LENGTHS, OF_THE_JOB, PATIENCE, RECIPES, settings, shared_by
+
+CHOICES: dict[str, Sequence[Any]] = {
+    "model": tuple(models.MODELS),
+    "pipeline": tuple(pipelines.PIPELINES),
+    "augment": pipelines.AUGMENTS,
+}
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """`1,2,4`: how many ranks each row group has."""
+    numbers = tuple(int(part) for part in text.split(","))
+    if any(number < 1 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text} asks for less than one rank: give 1 or more")
+    return numbers
+
+
+counts.__name__ = "number of ranks"
+
+
+def add_run(commands: Any, call: Callable[[argparse.Namespace], int]) -> None:
+    """The command `run`, which `call` carries out."""
+    run = commands.add_parser(
+        "run",
+        help="train, measure, append a row a launch",
+        description="Without --gpus and --cpus: one rank, on the first GPU or else the CPU. Recipe: throughput with --gpus, "
+        "else smoke; a typed flag beats it. Settings left out are chosen for the machine and recorded.",
+    )
+    groups = {
+        "task": "task (what is computed; rows that differ here are never ranked)",
+        "shape": "shape",
+        "setting": "settings (how it is computed)",
+        "bookkeeping": "length and bookkeeping",
+    }
+    sections = {kind: run.add_argument_group(title) for kind, title in groups.items()}
+    for field in fields(RunConfig):
+        about = field.metadata
+        in_recipes = {name: values[field.name] for name, values in RECIPES.items() if field.name in values}
+        note = ", ".join(f"{name} {value}" for name, value in in_recipes.items())
+        note = note or (f"default {field.default}" if field.default not in (None, "") else "")
+        choices = CHOICES.get(field.name, about["choices"])
+        sections[about["kind"]].add_argument(
+            "--" + field.name.replace("_", "-"),
+            dest=field.name,
+            type=counts if field.name in ("gpus", "cpus") else about["parse"],
+            choices=choices,
+            metavar=None if choices else about["parse"].__name__.split()[-1].upper(),
+            default=argparse.SUPPRESS,
+            help=f"{about['help']} ({note})" if note else about["help"],
+        )
+    run.add_argument("--table", type=Path, help="table to append to (default results/<machine>.csv)")
+    run.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    run.set_defaults(call=call)
+
+
+def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
+    """What was asked, a RunConfig for each row group; AskedWrongly for flags that exclude each other."""
+    typed = {
+        field.name: getattr(arguments, field.name) for field in fields(RunConfig) if hasattr(arguments, field.name)
+    }
+    if "resume" in typed:
+        from harness.resume import completed
+
+        typed = completed(typed)
+    gpus, cpus = typed.pop("gpus", None), typed.pop("cpus", None)
+    if gpus and cpus:
+        raise AskedWrongly("--gpus and --cpus were both asked and a run has ranks of one kind: give one of them")
+    lengths = [f"--{name.replace('_', '-')}" for name in LENGTHS if name in typed]
+    if len(lengths) > 1:
+        raise AskedWrongly(f"{' and '.join(lengths)} were both asked and a run has one length: give one of them")
+    of_images = [f"--{name}" for name in ("data", "exclude", "statistics", "views") if name in typed]
+    if typed.get("pipeline") == "synthetic" and of_images:
+        raise AskedWrongly(f"--pipeline synthetic reads no images and {of_images[0]} was given: leave one of them out")
+    if "target_train_error_pct" in typed and "evaluate_every" not in typed:
+        raise AskedWrongly("--target-train-error-pct is looked at with every evaluation: give --evaluate-every too")
+    if "exclude" in typed and "data" not in typed:
+        raise AskedWrongly("--exclude was given and the embedded set has nothing to leave out: give --data too")
+    recipe = typed.pop("recipe", "throughput" if gpus else "smoke")
+    named = RECIPES[recipe] if recipe in RECIPES else recipe_of(recipe)
+    model = typed.setdefault("model", named.get("model", RunConfig.model))
+    side = models.image_size(model)
+    if typed.setdefault("image_size", side) != side:
+        raise AskedWrongly(f"--image-size {typed['image_size']} was asked and {model} takes {side}: leave it out")
+    if model in models.OWN_INIT:
+        if "init" in typed:
+            raise AskedWrongly(f"--init was asked and {model} has its own initial weights: leave --init out")
+        typed["init"] = None
+    asked = settings(Path(recipe).stem, typed, named)
+    asked |= of_the_rate(asked)
+    refuse_saving(asked, typed)
+    if asked.get("augment", RunConfig.augment) == "none" and asked.get("views", 1) > 1:
+        raise AskedWrongly(
+            f"--views {asked['views']} was asked and --augment none shows the whole centre square, which has one view: leave --views out"
+        )
+    if asked.get("jitter") and asked.get("augment", RunConfig.augment) != "rrc+jitter":
+        raise AskedWrongly(
+            f"--jitter was given and --augment {asked['augment']} jitters no colours: ask for --augment rrc+jitter"
+        )
+    kind = "gpus" if gpus else "cpus"
+    schemes, job = models.schemes(model), int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        return [
+            RunConfig(**shared_by(asked, number or job, schemes), **({kind: number} if number else {}))
+            for number in gpus or cpus or (None,)
+        ]
+    except ValueError as error:
+        raise AskedWrongly(f"--recipe {asked['recipe']}: {error}") from error
+
+
+def recipe_of(file: str) -> dict[str, Any]:
+    """A recipe of a person's own: a TOML file of RunConfig's fields, and those of recipes.OF_THE_JOB."""
+    path = Path(file)
+    if path.suffix != ".toml":
+        raise AskedWrongly(
+            f"--recipe {file} is none of {', '.join(RECIPES)}, and no file of your own: those end in .toml"
+        )
+    try:
+        said = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AskedWrongly(
+            f"--recipe {file} cannot be read ({getattr(error, 'strerror', None) or error}): give a TOML file"
+        ) from None
+    flags = {field.name: field for field in fields(RunConfig) if field.name != "recipe"}
+    for name in said:
+        if name not in flags and name not in OF_THE_JOB:
+            near = get_close_matches(name, [*flags, *OF_THE_JOB], n=1)
+            raise AskedWrongly(
+                f"--recipe {file} has a field {name!r}, which no run has: "
+                + (f"did you mean {near[0]!r}?" if near else "its fields are run's flags, with _ for - (run --help)")
+            )
+    return {name: checked(file, flags[name], value) if name in flags else value for name, value in said.items()}
+
+
+def checked(file: str, field: Any, value: Any) -> Any:
+    """A recipe file's value, as the flag of this field would take it."""
+    choices = CHOICES.get(field.name, field.metadata["choices"])
+    try:
+        parsed = field.metadata["parse"](f"{value:g}" if isinstance(value, float) else str(value))
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise AskedWrongly(f"--recipe {file} has {field.name} = {value!r}: {error}") from None
+    if choices and parsed not in choices:
+        raise AskedWrongly(f"--recipe {file} has {field.name} = {value!r}: choose from {', '.join(map(str, choices))}")
+    return parsed
+
+
+def of_the_rate(asked: dict[str, Any]) -> dict[str, Any]:
+    """What --schedule leaves to its defaults; AskedWrongly where its flags do not fit together."""
+    schedule = asked.get("schedule", RunConfig.schedule)
+    if (schedule in ("epochs", "steps")) != bool(asked.get("drops")):
+        raise AskedWrongly(
+            f"--schedule {schedule} was asked {'with' if asked.get('drops') else 'without'} --drops: "
+            "--drops 25,51,79 belongs to --schedule epochs or steps, and only there"
+        )
+    if schedule != "plateau":
+        if asked.get("patience"):
+            raise AskedWrongly(
+                f"--patience was given and --schedule {schedule} waits for nothing: ask for --schedule plateau"
+            )
+        return {}
+    if not asked.get("evaluate_every"):
+        raise AskedWrongly("--schedule plateau looks at the validation error: say how often with --evaluate-every")
+    return {"patience": asked.get("patience") or PATIENCE}
+
+
+def refuse_saving(asked: dict[str, Any], typed: dict[str, Any]) -> None:
+    """AskedWrongly where what belongs to checkpoints was asked without them, or where several launches would share them."""
+    if not asked.get("checkpoint_every"):
+        for name in ("keep", "time_limit", "max_restarts"):
+            if typed.get(name):
+                raise AskedWrongly(
+                    f"--{name.replace('_', '-')} was given and this run saves nothing: say how often with --checkpoint-every"
+                )
+    elif asked.get("launches", 1) > 1:
+        if typed.get("launches"):
+            raise AskedWrongly(
+                "--launches and --checkpoint-every were both asked and a run that is saved is one launch: leave one out"
+            )
+        asked["launches"] = 1
