@@ -1,7 +1,7 @@
 """The paper's tables and figures beside what was run here, and the command `paper`.
 
 claims.py      every number that the paper prints
-tables.py      table1, table2: evaluations and rows found under results/
+tables.py      table1, table2: what found.py finds under results/
 kernels.py     figure3: conv1's kernels, and how much of them is colour
 neighbours.py  figure4: likeliest classes and nearest training images; hidden.py searches, panel.py draws
 drawing.py     what the figures share
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import AskedWrongly, whole
+from harness.paper import ablations, figure1
 from harness.paper.claims import FIGURE_4_IMAGES
 
 RESULTS = Path("results")
@@ -29,8 +30,6 @@ def add_paper(commands: Any, parser_class: Any) -> None:
             "--results", metavar="FOLDER", type=Path, help=f"where evaluations and tables lie (default {RESULTS})"
         )
         table.set_defaults(call=run_table)
-
-    from harness.paper import ablations, figure1
 
     figure1.add(what)
     ablations.add(what)

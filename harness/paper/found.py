@@ -11,7 +11,7 @@ from harness.rows import COUNTS
 from harness.summary import number
 
 EVALUATIONS = "evaluations"
-TRAIN = "python -m harness run --recipe paper --checkpoint-every 1000000"
+TRAIN = "python -m harness run --recipe paper"
 PLAIN, SIX_LAYERS = ("alexnet", "alexnet-code2012"), "alexnet-conv6"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.paper.claims import FIGURE_4_NEIGHBOURS
 from harness.paper.drawing import BLUE, FAINT, INK, ORANGE, blank_figure
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ class Line(NamedTuple):
 
 def panel(lines: Sequence[Line], title: str, activations: str) -> Figure:
     """The figure. What is of the test image's own class is ORANGE."""
-    most = max(len(line.neighbours) for line in lines)
-    width = 2 * MARGIN + PICTURE + GAP + BARS + 2 * GAP + most * (NEIGHBOUR + GAP)
+    width = 2 * MARGIN + PICTURE + GAP + BARS + 2 * GAP + FIGURE_4_NEIGHBOURS * (NEIGHBOUR + GAP)
     height = HEAD + len(lines) * LINE + MARGIN
     figure = blank_figure(width, height)
 

@@ -25,10 +25,11 @@ from harness.paper.claims import (
 )
 from harness.paper.found import SIX_LAYERS, TRAIN, Ours, found_under
 from harness.predictions import error_interval
+from harness.recipes import IMAGENET
 from harness.summary import markdown
 
 CLASSES = 1000
-TEST_IMAGES_2010, VAL_IMAGES_2012, TRAIN_IMAGES_2012 = 150_000, 50_000, 1_281_167
+TEST_IMAGES_2010, VAL_IMAGES_2012 = 150_000, 50_000
 ABOUT = 0.005  # of the training images, which some have lost a few of
 # `markdown` leaves out a column that is empty in every line: ours is there also where nothing has been run.
 NOTHING = " "
@@ -47,8 +48,8 @@ def on_test_2010(ours: Ours) -> bool:
 
 
 def on_validation_2012(ours: Ours) -> bool:
-    excluded, tolerated = ours.dataset["excluded_images"], ABOUT * TRAIN_IMAGES_2012
-    most, least = TRAIN_IMAGES_2012 + tolerated, TRAIN_IMAGES_2012 - tolerated - excluded
+    excluded, tolerated = ours.dataset["excluded_images"], ABOUT * IMAGENET
+    most, least = IMAGENET + tolerated, IMAGENET - tolerated - excluded
     evaluated = is_all_but_excluded(ours.images, VAL_IMAGES_2012, excluded)
     return ours.dataset["classes"] == CLASSES and evaluated and least <= ours.dataset["train_images"] <= most
 
@@ -222,7 +223,7 @@ def table2(results: Path) -> str:
         f"CNN*: a sixth convolution over the last pool (of our sizes: {SIX_LAYERS}), trained on the whole Fall 2011 release and "
         "fine-tuned. A network that was fine-tuned counts as one: on what it was trained before is not told here.",
         INTERVALS,
-        "A set of 1,000 classes, 50,000 evaluated and about 1,281,167 training images is taken for this one.",
+        f"A set of 1,000 classes, 50,000 evaluated and about {IMAGENET:,} training images is taken for this one.",
     )
 
 
