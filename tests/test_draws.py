@@ -106,3 +106,12 @@ def test_code2012_cuts_and_flips_32_images_in_a_row_alike_and_colours_each_by_it
         assert (groups == groups[:, :1]).all()
     assert len(np.unique(drawn.offset.reshape(10, 32, 2)[:, 0], axis=0)) > 5
     assert len(np.unique(drawn.noise, axis=0)) == 320
+
+
+def test_colour_noise_ends_after_so_many_images_of_the_shard_and_changes_no_other_number() -> None:
+    whole, ended = (draws(request(noise_images=images), 4, 6) for images in (None, 7))
+    assert (ended.noise[:3] == whole.noise[:3]).all()
+    assert (ended.noise[3:] == 0).all()
+    assert (whole.noise[3:] != 0).all()
+    assert (ended.offset == whole.offset).all()
+    assert (ended.mirror == whole.mirror).all()

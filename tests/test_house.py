@@ -67,6 +67,7 @@ MAY_IMPORT = {
     "paper": {
         "run",
         "showing",
+        "answers",
         "predictions",
         "workload",
         "checkpoint",

@@ -56,6 +56,7 @@ def look(
     import numpy as np
     import torch
 
+    from harness.answers import refuse_what_is_not_finite
     from harness.workload import each_image_once, exact_fp32, trained_network
 
     assert images.val is not None
@@ -68,6 +69,7 @@ def look(
         return each_image_once(config, chosen(split, places), device, images.statistics)
 
     probabilities, queries = scores(network, batches(images.val, tests))
+    refuse_what_is_not_finite(torch.from_numpy(probabilities)[None])
     trained = batches(images.train, searched)
     try:
         found = nearest(queries, with_progress(activations(network, trained), len(searched)), FIGURE_4_NEIGHBOURS)

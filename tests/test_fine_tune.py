@@ -1,0 +1,49 @@
+"""A run may start from the weights of another, but for its last layer's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from harness import checkpoint
+from harness.checkpoint import Checkpoint
+from harness.config import AskedWrongly, RunConfig
+from harness.schemes import Scheme
+from harness.workload import Rank, build_network, take_over
+
+ALONE = Scheme(0, 0, None, None, 1)
+CONFIG = RunConfig(model="cifar-18pct", init=None, image_size=32, cpus=1, gpus=0, compile="off", block="plain", seed=1)
+
+
+def network(classes: int, **changes: object) -> torch.nn.Module:
+    return build_network(CONFIG.with_(**changes), classes, Rank(0, 1, torch.device("cpu")), ALONE)
+
+
+def saved(folder: Path, of: torch.nn.Module) -> Checkpoint:
+    unfinished = checkpoint.begin(folder, 7)
+    save_file({name: tensor.contiguous() for name, tensor in of.state_dict().items()}, unfinished / checkpoint.WEIGHTS)
+    return checkpoint.seal(unfinished, {"step": 7, "asked": CONFIG.columns(), "classes": ["a", "b", "c"]})
+
+
+def test_every_layer_but_the_last_is_taken_over_whatever_the_classes(tmp_path: Path) -> None:
+    teacher, pupil, untaught = network(3, seed=1), network(5, seed=2), network(5, seed=2)
+    take_over(pupil, saved(tmp_path, teacher), ALONE)
+    for name, tensor in pupil.state_dict().items():
+        from_whom = untaught if name.startswith("fc10.") else teacher
+        assert torch.equal(tensor, from_whom.state_dict()[name]), name
+
+
+def test_the_last_layer_is_drawn_anew_for_equal_classes_too(tmp_path: Path) -> None:
+    teacher, pupil = network(3, seed=1), network(3, seed=2)
+    take_over(pupil, saved(tmp_path, teacher), ALONE)
+    assert not torch.equal(pupil.state_dict()["fc10.weight"], teacher.state_dict()["fc10.weight"])
+
+
+def test_weights_of_another_network_are_refused_and_nothing_is_taken(tmp_path: Path) -> None:
+    pupil, before = network(3, model="cifar-13pct"), network(3, model="cifar-13pct")
+    with pytest.raises(AskedWrongly, match="is a checkpoint of cifar-18pct, whose layers"):
+        take_over(pupil, saved(tmp_path, network(3)), ALONE)
+    assert all(torch.equal(tensor, before.state_dict()[name]) for name, tensor in pupil.state_dict().items())
