@@ -41,9 +41,9 @@ class CheckpointError(AskedWrongly):
 class Checkpoint:
     """A checkpoint whose manifest is whole. `manifest` holds, beside `files` (name -> sha256):
 
-    run_id, step, images_seen, epochs_done; asked (a RunConfig's columns), classes (names in the labels' order), dataset (the
-    row's cells about it); best (whether its error was the lowest so far), val_images, val_top1_error_pct, val_top5_error_pct
-    (None without an evaluation at this step).
+    run_id, step, total_steps (where the run ends; None: not known yet), images_seen, epochs_done; asked (a RunConfig's
+    columns), classes (names in the labels' order), dataset (the row's cells about it); best (whether its error was the lowest
+    so far), val_images, val_top1_error_pct, val_top5_error_pct (None without an evaluation at this step).
     """
 
     folder: Path
@@ -52,6 +52,11 @@ class Checkpoint:
     @property
     def step(self) -> int:
         return int(self.manifest["step"])
+
+    @property
+    def at_its_end(self) -> bool:
+        """Whether its run had no more steps to take."""
+        return bool(self.step == self.manifest["total_steps"])
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -159,11 +164,16 @@ def begin(run_folder: Path, step: int) -> Path:
     """An empty folder for the files of a checkpoint that is to be sealed; what an earlier attempt left is gone."""
     root = run_folder / FOLDER
     root.mkdir(parents=True, exist_ok=True)
-    for left_over in root.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(left_over)
+    forget_unfinished(run_folder)
     folder = root / f"{UNFINISHED}{step:09}"
     folder.mkdir()
     return folder
+
+
+def forget_unfinished(run_folder: Path) -> None:
+    """Remove what was being written when its ranks died."""
+    for left_over in (run_folder / FOLDER).glob(f"{UNFINISHED}*"):
+        shutil.rmtree(left_over, ignore_errors=True)
 
 
 def seal(folder: Path, about: dict[str, Any]) -> Checkpoint:

@@ -18,7 +18,7 @@ from typing import Any
 
 from harness import environment, results
 from harness.checkpoint import FOLDER as CHECKPOINTS
-from harness.checkpoint import whole_ones
+from harness.checkpoint import forget_unfinished, whole_ones
 from harness.config import AskedWrongly, RunConfig
 from harness.forecast.cards import datasheet_tflop_per_s
 from harness.progress import PHASES, last_phase
@@ -136,6 +136,7 @@ class Launch:
         """Take away what the record now holds; logs stay."""
         for path in (*self.folder.glob("rank-*.json"), self.folder / RUNNING, self.folder / "progress.jsonl"):
             path.unlink(missing_ok=True)
+        forget_unfinished(self.folder)
         self.let_go()
 
     def discard(self) -> None:

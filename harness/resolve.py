@@ -89,6 +89,10 @@ def check_images(config: RunConfig, images: ImageSet) -> None:
     """AskedWrongly where these images cannot be shown as was asked."""
     if images.train.square and config.augment in pipelines.RANDOM_RESIZED:
         raise AskedWrongly(pipelines.no_random_resized(config.augment, images.train.square))
+    if config.schedule == "plateau" and images.val is None:
+        raise AskedWrongly(
+            "--schedule plateau was asked and these images have no validation set to look at: ask for --schedule epochs, or add a val/"
+        )
     side = pipelines.resized_side(config.image_size, config.augment)
     if images.statistics and images.statistics.side != side:
         raise AskedWrongly(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+from pathlib import Path
 from typing import Any
 
-from harness.checkpoint import Checkpoint, open_checkpoint
+from harness.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from harness.config import AskedWrongly, RunConfig, names
 from harness.recipes import LENGTHS, RECIPES
 from pipelines.sources.imageset import ImageSet
@@ -13,7 +16,9 @@ from pipelines.sources.imageset import ImageSet
 PLACES = ("data", "exclude", "statistics")
 NOT_ASKED_AGAIN = (*PLACES, "resume", "gpus", "cpus", "nodes", "launches", "profile", "time_limit")
 # What a run is, beside its task and its shape: another one would draw other images, or end elsewhere.
-OF_THE_RUN = ("seed", "pipeline", "steps", "timed_seconds")
+OF_THE_RUN = ("seed", "pipeline", "decode", "steps", "timed_seconds")
+OF_EVALUATIONS = ("evaluate_every", "views")  # where the rate depends on what they say
+MAY_GROW = ("epochs", "target_train_error_pct")  # the end of a run that is only longer
 
 
 def completed(typed: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +55,7 @@ def refuse_another_run(config: RunConfig, images: ImageSet, dataset: dict[str, A
     run; CheckpointError where a file of it is not what was saved."""
     saved = open_checkpoint(config.resume or "")
     asked = config.columns()
-    for name in (*names("task"), *names("shape"), *OF_THE_RUN, *(("evaluate_every",) if config.patience else ())):
+    for name in (*names("task"), *names("shape"), *OF_THE_RUN, *(OF_EVALUATIONS if config.patience else ())):
         if name in saved.asked and asked[name] != saved.asked[name]:
             flag = f"--{name.replace('_', '-')}"
             raise AskedWrongly(
@@ -75,10 +80,23 @@ def refuse_the_end(config: RunConfig, saved: Checkpoint, train_images: int) -> N
     from harness.course import Course
 
     total = Course.of(config, train_images, saved.manifest["total_steps"]).total_steps
-    if total is not None and saved.step >= total:
+    as_before = all(getattr(config, name) == saved.asked.get(name) for name in MAY_GROW)
+    if (saved.at_its_end and as_before) or (total is not None and saved.step >= total):
         raise AskedWrongly(
             f"{saved.folder} has reached its end at step {saved.step}: give more --epochs, or `evaluate` it"
         )
+
+
+def words_to_go_on(run_folder: Path, config: RunConfig, table: Path) -> str:
+    """The command that goes on with a run that ended early; "" where nothing was saved, or it is at its end."""
+    for place in filter(None, (run_folder, config.resume)):
+        with contextlib.suppress(CheckpointError):
+            if open_checkpoint(place).at_its_end:
+                return ""
+            places = [word for name in PLACES if (at := getattr(config, name)) for word in (f"--{name}", at)]
+            words = ["python", "-m", "harness", "run", "--resume", str(place), *places, "--table", str(table)]
+            return shlex.join(words)
+    return ""
 
 
 def shown(value: Any) -> str:

@@ -168,9 +168,8 @@ def finish(job: Launch, table: Path, stopped_by: int, *, failure: str = "", quie
             print(summary.profile(job.folder), flush=True)
     if row["status"] != "ok":
         print(f"{row['status']}: {row['status_reason']}", file=sys.stderr)
-    if job.saved and row["status"] not in rows.COUNTS:
-        images = "".join(f" --{name} {place}" for name in resume.PLACES if (place := getattr(job.config, name)))
-        print(f"go on with: python -m harness run --resume {job.folder}{images}", file=sys.stderr)
+    if row["status"] not in rows.COUNTS and (words := resume.words_to_go_on(job.folder, job.config, table)):
+        print(f"go on with: {words}", file=sys.stderr)
     if stopped_by or row["status"] == "interrupted":
         return 128 + (stopped_by or signal.SIGTERM)
     return 0 if row["status"] in rows.COUNTS else 1

@@ -55,7 +55,7 @@ class Saved:
         recording = seen.recording
         recording.index_counts = np.zeros(self.told["images_known"], np.int64)
         tensors = tensors_of(built, seen, rank)
-        load(tensors, checkpoint_id=self.checkpoint.folder)
+        read_tensors(self.checkpoint.folder, tensors)
         torch.set_rng_state(tensors[f"rank{rank.index}/generator"])
         if rank.device.type == "cuda":
             torch.cuda.set_rng_state(tensors[f"rank{rank.index}/cuda_generator"], rank.device)
@@ -154,8 +154,21 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save(tensors, checkpoint_id=folder)
     except CheckpointException as error:
-        failures = [failure for failure, _ in error.failures.values()]
-        raise RuntimeError(str(failures[0] if failures else error)) from None
+        raise RuntimeError(first_failure(error)) from None
+
+
+def read_tensors(folder: Path, tensors: dict[str, Tensor], *, alone: bool = False) -> None:
+    """Into these tensors, by name: by all ranks together, or by this process `alone`. RuntimeError where one of them could not."""
+    try:
+        load(tensors, checkpoint_id=folder, no_dist=alone)
+    except CheckpointException as error:
+        raise RuntimeError(first_failure(error)) from None
+
+
+def first_failure(error: CheckpointException) -> str:
+    """What the first rank that failed says; torch's own text is every rank's traceback."""
+    failures = [failure for failure, _ in error.failures.values()]
+    return str(failures[0] if failures else error)
 
 
 def read_parts(folder: Path) -> list[dict[str, Tensor]]:
@@ -166,7 +179,7 @@ def read_parts(folder: Path) -> list[dict[str, Tensor]]:
         for name, item in known.items()
         if isinstance(item, TensorStorageMetadata) and name.startswith("part") and "/momentum/" not in name
     }
-    load(tensors, checkpoint_id=folder, no_dist=True)
+    read_tensors(folder, tensors, alone=True)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, parameter = name.partition("/")

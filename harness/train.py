@@ -107,6 +107,8 @@ def settle(job: Job) -> float:
     """
     seen, ranks = job.seen, job.ranks
     begun_s = time.perf_counter()
+    # Who saves itself does so with all its ranks at one step: a signal waits until they can stop together.
+    job.signals.deferred = job.keeper is not None
     pause(job)
     step_s = warm_up(job, 1)
     block = max(1, round(SETTLE_BLOCK_S / (step_s or SETTLE_BLOCK_S)))
@@ -134,28 +136,34 @@ def steps_to_warm_up(job: Job) -> int:
 
 
 def warm_up(job: Job, steps: int) -> float:
-    """So many steps, or up to the next pause; seconds of one, the same on all ranks."""
+    """So many steps, or up to the next pause; seconds of one, the same on all ranks, and 0 where none was left."""
     steps = min(steps, job.course.room(job.done), steps_to_warm_up(job))
-    step_s = job.ranks.agree(untimed_steps(job.built.workload, job.seen.recording, steps)) if steps else 0.0
+    if steps == 0:
+        return 0.0
+    step_s = job.ranks.agree(untimed_steps(job.built.workload, job.seen.recording, steps))
     job.seen.warmup_steps += steps
+    if job.keeper is not None and must_stop(job, now=True):
+        stop(job)
     pause(job)
     return step_s
 
 
 def pause(job: Job) -> None:
     """What is to be done after the step that was just taken, outside any window: evaluate, save."""
-    if job.done and job.course.evaluates(job.done):
+    if job.course.evaluates(job.done):
         evaluate(job)
-    if job.done and job.course.saves(job.done):
+        if job.seen.windows and reached_its_target(job):
+            job.course = replace(job.course, total_steps=job.done)
+            job.seen.total_steps = job.done
+    if job.course.saves(job.done):
         save(job)
 
 
 def train_timed(job: Job) -> None:
     """Windows of timed steps from pause to pause, until the end, the error that was asked for, or a signal."""
     workload, seen, signals = job.built.workload, job.seen, job.signals
-    newest, first, total = NewestLoss(workload.device), job.done, job.course.total_steps
-    assert total is not None
-    while job.done < total:
+    newest, first = NewestLoss(workload.device), job.done
+    while job.done < (job.course.total_steps or 0):
         window = TimedWindow(workload, seen.recording, seen.telemetry.meters if seen.telemetry else Meters)
         forget_peaks(workload.device)
         job.ranks.wait_for_all()
@@ -164,26 +172,23 @@ def train_timed(job: Job) -> None:
         def after_step(done: int, loss: Tensor, begun_s: float = begun_s, before: int = before) -> bool:
             if job.teller.due():
                 speed = done * job.config.images_per_step / (time.perf_counter() - begun_s)
-                told = {"step": before - first + done, "steps": total - first, "images_per_s": speed}
+                steps = (job.course.total_steps or 0) - first
+                told = {"step": before - first + done, "steps": steps, "images_per_s": speed}
                 job.teller.tell("timed", **told, loss=newest.offer(loss))
             return must_stop(job)
 
         seen.open_window, signals.deferred = window, True
-        try:
-            window.run(job.course.room(job.done), after_step)
-            seen.close_window()
-            seen.recording.fold()
-            # Who saves itself does so with all its ranks at one step: a signal waits until they can stop together.
-            signals.deferred = job.keeper is not None
-            if must_stop(job, now=True):
-                stop(job)
-            note_peaks(workload.device, seen)
-            pause(job)
-        finally:
-            signals.deferred = False
-        if train_error_pct(job, job.done - before) <= (job.config.target_train_error_pct or -1):
-            break
-    if signals.asked is not None:
+        window.run(job.course.room(job.done), after_step)
+        seen.close_window()
+        seen.recording.fold()
+        signals.deferred = job.keeper is not None
+        # At its end a run that saves itself needs no other to go on: it is evaluated and saved first.
+        if must_stop(job, now=True) and not (job.keeper is not None and job.done == job.course.total_steps):
+            stop(job)
+        note_peaks(workload.device, seen)
+        pause(job)
+    signals.deferred = False
+    if must_stop(job, now=True):
         raise Interrupted(signals.asked)
 
 
@@ -196,8 +201,10 @@ def must_stop(job: Job, *, now: bool = False) -> bool:
     if job.keeper is None or job.ranks.count == 1:
         return asked is not None
     if now or job.done % job.look_every == 0:
-        job.signals.asked = int(job.ranks.largest(asked or 0)) or None
-        return job.signals.asked is not None
+        # A signal may come while the ranks ask each other: then they agree on it when they ask again.
+        if agreed := int(job.ranks.largest(asked or 0)):
+            job.signals.asked = agreed
+        return bool(agreed)
     return False
 
 
@@ -234,8 +241,17 @@ def drops_taken(config: RunConfig, seen: Seen) -> int:
     return len(plateau_drops([top1_error_pct(each) for each in seen.job_evaluations], config.patience))
 
 
+def reached_its_target(job: Job) -> bool:
+    """Whether the training error from one evaluation to the next was as low as was asked."""
+    target, period = job.config.target_train_error_pct, job.course.evaluate_steps
+    if target is None or period is None or job.done % period:
+        return False
+    return train_error_pct(job, period) <= target
+
+
 def train_error_pct(job: Job, steps: int) -> float:
     """Of the whole job over its newest steps, on the images as they were trained on."""
+    job.seen.recording.fold()
     has_logits = job.built.scheme.column == 0
     right = sum(job.seen.recording.correct[-steps:]) if has_logits else 0
     images = steps * job.built.workload.images_per_step if has_logits else 0
@@ -344,6 +360,8 @@ def run(
             train(job)
         except torch.cuda.OutOfMemoryError:
             fits = False
+        finally:
+            signals.deferred = False
         if not fits:
             # Here, where no traceback holds the step's tensors any more.
             seen.facts["memory_points"] = memory_points(built, rank, seen)
@@ -363,6 +381,9 @@ def train(job: Job) -> None:
     """From the first step to the last timed one."""
     built, seen = job.built, job.seen
     unwatched, before = built.workload, parameter_samples(built.network)
+    if job.done and job.course.evaluates(job.done) and all(each.step < job.done for each in seen.job_evaluations):
+        # It was stopped before it could.
+        evaluate(job)
     job.teller.tell("compile")
     first_step(job)
     built.workload = watched(unwatched, seen, before_step=lambda: built.rates.at(job.done, job.drops_taken))

@@ -67,7 +67,7 @@ def build(config: RunConfig, images: ImageSet, rank: Rank, resume: pipelines.Sta
     scheme = scheme_of(config, rank.index)
     network = build_network(config, len(images.classes), rank, scheme)
     if config.fine_tune_from and not config.resume:
-        take_over(network, open_checkpoint(config.fine_tune_from), scheme)
+        take_over(network, open_checkpoint(config.fine_tune_from), config, len(images.classes), scheme)
     wrapped = scheme.wrapped(network, config, rank.device)
     optimiser, rates = optimiser_of(config, network, len(images.classes), len(images.train))
     mine: dict[str, Any] = {"rank": rank, "scheme": scheme, "statistics": images.statistics}
@@ -149,13 +149,13 @@ def whole_shapes(config: RunConfig, classes: int) -> dict[str, Tensor]:
         return dict(models.create(config.model, num_classes=classes).state_dict())
 
 
-def take_over(network: nn.Module, saved: Checkpoint, scheme: Scheme) -> None:
+def take_over(network: nn.Module, saved: Checkpoint, config: RunConfig, classes: int, scheme: Scheme) -> None:
     """Put the saved network's weights into this one, or this part of one, but for the last layer's.
 
     AskedWrongly, naming the first parameter that differs, where that is another network.
     """
     weights, mine = saved.weights(), network.state_dict()
-    last = list(weights)[-1].rpartition(".")[0]
+    last = list(whole_shapes(config, classes))[-1].rpartition(".")[0]
     wanted = [name for name in mine if not name.startswith(f"{last}.")]
     part = scheme.parts.rank if scheme.parts else 0
     try:

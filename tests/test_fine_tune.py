@@ -28,9 +28,10 @@ def saved(folder: Path, of: torch.nn.Module) -> Checkpoint:
     return checkpoint.seal(unfinished, {"step": 7, "asked": CONFIG.columns(), "classes": ["a", "b", "c"]})
 
 
-def test_every_layer_but_the_last_is_taken_over_whatever_the_classes(tmp_path: Path) -> None:
-    teacher, pupil, untaught = network(3, seed=1), network(5, seed=2), network(5, seed=2)
-    take_over(pupil, saved(tmp_path, teacher), ALONE)
+@pytest.mark.parametrize("model", ["cifar-18pct", "cifar-13pct"])
+def test_every_layer_but_the_last_is_taken_over_whatever_the_classes(model: str, tmp_path: Path) -> None:
+    teacher, pupil, untaught = (network(n, seed=s, model=model) for n, s in ((3, 1), (5, 2), (5, 2)))
+    take_over(pupil, saved(tmp_path, teacher), CONFIG.with_(model=model), 5, ALONE)
     for name, tensor in pupil.state_dict().items():
         from_whom = untaught if name.startswith("fc10.") else teacher
         assert torch.equal(tensor, from_whom.state_dict()[name]), name
@@ -38,12 +39,12 @@ def test_every_layer_but_the_last_is_taken_over_whatever_the_classes(tmp_path: P
 
 def test_the_last_layer_is_drawn_anew_for_equal_classes_too(tmp_path: Path) -> None:
     teacher, pupil = network(3, seed=1), network(3, seed=2)
-    take_over(pupil, saved(tmp_path, teacher), ALONE)
+    take_over(pupil, saved(tmp_path, teacher), CONFIG, 3, ALONE)
     assert not torch.equal(pupil.state_dict()["fc10.weight"], teacher.state_dict()["fc10.weight"])
 
 
 def test_weights_of_another_network_are_refused_and_nothing_is_taken(tmp_path: Path) -> None:
     pupil, before = network(3, model="cifar-13pct"), network(3, model="cifar-13pct")
     with pytest.raises(AskedWrongly, match="is a checkpoint of cifar-18pct, whose layers"):
-        take_over(pupil, saved(tmp_path, network(3)), ALONE)
+        take_over(pupil, saved(tmp_path, network(3)), CONFIG.with_(model="cifar-13pct"), 3, ALONE)
     assert all(torch.equal(tensor, before.state_dict()[name]) for name, tensor in pupil.state_dict().items())

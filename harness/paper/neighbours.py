@@ -66,7 +66,9 @@ def look(
     network = trained_network(config, len(images.classes), checkpoint.weights(), device)
 
     def batches(split: Split, places: Sequence[int]) -> Any:
-        return each_image_once(config, chosen(split, places), device, images.statistics)
+        # A few images need no full batch of padding.
+        few = config.with_(images_per_gpu=min(IMAGES_PER_BATCH, len(places)))
+        return each_image_once(few, chosen(split, places), device, images.statistics)
 
     probabilities, queries = scores(network, batches(images.val, tests))
     refuse_what_is_not_finite(torch.from_numpy(probabilities)[None])

@@ -210,7 +210,7 @@ def table1(results: Path) -> str:
         [(ours, line_of_table1(ours)) for ours in found_under(results)],
         "The centre crop's errors are from the log of the released source; the paper prints the ten views'.",
         INTERVALS,
-        "A set of 1,000 classes and 150,000 evaluated images is taken for this one: its test images go into FOLDER/val.",
+        "A set of 1,000 classes and 150,000 evaluated images is taken for this one, whose files are not known here; its test images go into FOLDER/val.",
     )
 
 
@@ -221,11 +221,11 @@ def table2(results: Path) -> str:
         TABLE_2,
         [(ours, line_of_table2(ours)) for ours in found_under(results)],
         f"CNN*: a sixth convolution over the last pool (of our sizes: {SIX_LAYERS}), trained on the whole Fall 2011 release and "
-        "fine-tuned. A network that was fine-tuned counts as one: on what it was trained before is not told here.",
+        "fine-tuned. Ours: any that was fine-tuned; on what it was trained before is not recorded with its error.",
         INTERVALS,
-        f"A set of 1,000 classes, 50,000 evaluated and about {IMAGENET:,} training images is taken for this one.",
+        f"A set of 1,000 classes, 50,000 evaluated and about {IMAGENET:,} training images is taken for this one, whose files are not known here.",
     )
 
 
-INTERVALS = "Ours: per cent of the images, and Wilson's 95 % interval over them; other seeds would differ by more."
+INTERVALS = "Ours: per cent of the images, and Wilson's 95 % interval over them; how much other seeds would differ is not in it."
 TABLES: dict[str, Callable[[Path], str]] = {"table1": table1, "table2": table2}
