@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -160,7 +161,10 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
 def read_tensors(folder: Path, tensors: dict[str, Tensor], *, alone: bool = False) -> None:
     """Into these tensors, by name: by all ranks together, or by this process `alone`. RuntimeError where one of them could not."""
     try:
-        load(tensors, checkpoint_id=folder, no_dist=alone)
+        with warnings.catch_warnings():
+            # Of a reader that is alone on purpose.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load(tensors, checkpoint_id=folder, no_dist=alone)
     except CheckpointException as error:
         raise RuntimeError(first_failure(error)) from None
 

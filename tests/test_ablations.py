@@ -180,7 +180,9 @@ def test_a_results_folder_that_cannot_be_written_is_one_sentence(what: str, pict
 
 @pytest.mark.parametrize("what", ["lrn", "ablations"])
 def test_without_validation_images_there_is_nothing_to_compare(what: str, pictures: Path, tmp_path: Path) -> None:
-    words = [what, "--data", str(pictures / "val"), "--table", str(tmp_path / "t.csv")]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train").symlink_to(pictures / "train")
+    words = [what, "--data", str(tmp_path / "set"), "--table", str(tmp_path / "t.csv")]
     refused(words, "has no validation images")
     assert not (tmp_path / "t.csv").exists()
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import harness, rows
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -307,6 +308,20 @@ def test_an_earlier_evaluation_is_compared_on_the_same_images(
     assert f"against {earlier.evaluation_id} (10 views, fp32)" in said
     assert f"top-1: that wrong and this right on {pairs.a_wrong_b_right}, " in said
     assert said.splitlines()[-1] == str(now)
+
+
+def test_a_run_s_checkpoint_has_the_errors_that_the_run_measured(drawn: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    asked = (
+        "--cpus", "1", "--model", MODEL, "--augment", "paper", "--precision", "fp32", "--compile", "off", "--data", str(drawn),
+        "--images-per-gpu", "7", "--steps", "10", "--views", "10", "--evaluate-every", "70", "--checkpoint-every", "70",
+    )  # fmt: skip
+    done = harness("run", *asked, "--table", str(table), "--quiet")
+    assert done.returncode == 0, done.stderr
+    (row,) = rows(table)
+    about = evaluated(tmp_path / "out", tmp_path / "runs" / row["run_id"], "--data", drawn).about
+    for among in (1, 5):
+        assert f"{100 * about[f'top{among}_wrong'] / 28:.6g}" == row[f"val_top{among}_error_pct"]
 
 
 def test_evaluation_json_says_what_was_evaluated_on_what_and_where(drawn: Path, tmp_path: Path) -> None:
