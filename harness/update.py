@@ -9,17 +9,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from harness.config import AskedWrongly
-from harness.schedule import LayerRate, Schedule, covers, first_step, layer_rate, next_change, rate_factor
+import torch
+from torch import nn
+from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from torch import nn
-    from torch.optim import Optimizer
+import models
+from harness.config import AskedWrongly, RunConfig
+from harness.schedule import (
+    LayerRate,
+    Schedule,
+    covers,
+    drops_of,
+    first_step,
+    layer_rate,
+    layer_rates_of,
+    next_change,
+    rate_factor,
+)
 
 FORMS = ("torch", "paper")
 MEMBER = "member"  # key of a group of `groups_by_layer`: the name of one of its parameters, which stands for all
+
+
+def optimiser_of(
+    config: RunConfig, network: nn.Module, whole: Iterable[str], train_images: int
+) -> tuple[Optimizer, Rates]:
+    """SGD over a network's parameters, or those of a part of it, and what sets its learning rates step by step.
+
+    `whole`: the parameters of the whole network by name. AskedWrongly where --layer-rates names another layer.
+    """
+    layers = layer_rates_of(config.layer_rates) if config.layer_rates else ()
+    check_layers(layers, whole, config.model)
+    groups = models.parameter_groups(network, config.learning_rate, config.weight_decay)
+    if layers:
+        groups = groups_by_layer(groups, network, layers)
+    optimiser = torch.optim.SGD(groups, momentum=config.momentum, fused=True)
+    steps_per_epoch = train_images / config.images_per_step
+    schedule = Schedule(
+        kind=config.schedule,
+        base_rate=config.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        drops=drops_of(config.drops) if config.drops else (),
+        patience=config.patience or 0,
+        warmup_steps=first_step(config.warmup_epochs, steps_per_epoch),
+    )
+    return optimiser, Rates(optimiser, schedule, config.decay_form, layers)
 
 
 class Rates:

@@ -20,9 +20,8 @@ import pipelines
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.config import AskedWrongly, RunConfig
 from harness.measure import Workload
-from harness.schedule import Schedule, drops_of, first_step, layer_rates_of
 from harness.schemes import DTYPES, Scheme, scheme_of
-from harness.update import Rates, check_layers, groups_by_layer
+from harness.update import Rates, optimiser_of
 from models.alexnet import multiply_adds
 from models.shares import part_of
 from pipelines.augment import JITTER
@@ -69,7 +68,7 @@ def build(config: RunConfig, images: ImageSet, rank: Rank, resume: pipelines.Sta
     if config.fine_tune_from and not config.resume:
         take_over(network, open_checkpoint(config.fine_tune_from), config, len(images.classes), scheme)
     wrapped = scheme.wrapped(network, config, rank.device)
-    optimiser, rates = optimiser_of(config, network, len(images.classes), len(images.train))
+    optimiser, rates = optimiser_of(config, network, whole_shapes(config, len(images.classes)), len(images.train))
     mine: dict[str, Any] = {"rank": rank, "scheme": scheme, "statistics": images.statistics}
     shown: Callable[..., Any] = partial(create_batches, config, **mine)
     batches = shown(images.train, training=True, resume=resume)
@@ -119,28 +118,6 @@ def build_network(config: RunConfig, classes: int, rank: Rank, scheme: Scheme) -
     # The weights are equal on all ranks, or parts of one set; what dropout leaves out must not be.
     torch.manual_seed(config.seed + 1 + rank.index)
     return network
-
-
-def optimiser_of(
-    config: RunConfig, network: nn.Module, classes: int, train_images: int
-) -> tuple[torch.optim.Optimizer, Rates]:
-    """SGD over the network's parameters, and what sets its learning rates step by step."""
-    layers = layer_rates_of(config.layer_rates) if config.layer_rates else ()
-    groups = models.parameter_groups(network, config.learning_rate, config.weight_decay)
-    if layers:
-        check_layers(layers, whole_shapes(config, classes), config.model)
-        groups = groups_by_layer(groups, network, layers)
-    optimiser = torch.optim.SGD(groups, momentum=config.momentum, fused=True)
-    steps_per_epoch = train_images / config.images_per_step
-    schedule = Schedule(
-        kind=config.schedule,
-        base_rate=config.learning_rate,
-        steps_per_epoch=steps_per_epoch,
-        drops=drops_of(config.drops) if config.drops else (),
-        patience=config.patience or 0,
-        warmup_steps=first_step(config.warmup_epochs, steps_per_epoch),
-    )
-    return optimiser, Rates(optimiser, schedule, config.decay_form, layers)
 
 
 def whole_shapes(config: RunConfig, classes: int) -> dict[str, Tensor]:

@@ -183,6 +183,7 @@ TORCH_FREE = tuple(
         "certify",
         "checks",
         "answers",
+        "update",
     }
     - {"box"}
 )
