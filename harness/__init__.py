@@ -28,7 +28,7 @@ environment.py  the machine and its software
 rows.py         a row and its digests; results.py: tables, run folders
 summary.py      a row as a person reads it; advice.py: what bounded it and what to try
 data.py         the commands about sets of images: check, prepare, statistics
-evaluate.py     the error of checkpoints, alone and averaged; answers.py, predictions.py: what they said of each image
+evaluate.py     the error of checkpoints, alone and averaged; showing.py: of which images, answers.py, predictions.py: what they said of each
 compare.py      two tables: which is faster, by how much, and whether it may be said; pairs.py: which rows may be compared
 noise.py        a machine against itself: what compare must allow for
 

@@ -184,7 +184,8 @@ def seal(folder: Path, about: dict[str, Any]) -> Checkpoint:
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     manifest = {"format": FORMAT, **about, "files": {path.name: sha256_of(path) for path in files}}
     text = json.dumps({**manifest, SEAL: digest_of(manifest)}, indent=1)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    # Without a newline at its end, which it could lose unseen.
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
     for path in (*files, folder / MANIFEST, folder):
         flush(path)
     whole = folder.parent / f"{PREFIX}{about['step']:09}"

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from harness.checkpoint import FOLDER, Checkpoint, CheckpointError, open_checkpoint
 from harness.config import AskedWrongly, RunConfig, names
 from harness.recipes import LENGTHS, RECIPES
 from pipelines.sources.imageset import ImageSet
@@ -33,6 +33,12 @@ def completed(typed: dict[str, Any]) -> dict[str, Any]:
                 f"--resume {typed['resume']} was trained with --{place} {saved.asked[place]}: say where that is with --{place}"
             )
     before = {name: value for name, value in saved.asked.items() if value is not None and name not in NOT_ASKED_AGAIN}
+    if before["pipeline"] == "synthetic":
+        del before["views"]  # of images that it does not read
+    if "fine_tune_from" in before:
+        # A cell names the run and the step: as a path, whose weights nobody needs any more, it is the same cell again.
+        run, _, step = before["fine_tune_from"].rpartition("/")
+        before["fine_tune_from"] = str(Path(run, FOLDER, step))
     if any(length in typed for length in LENGTHS):
         before = {name: value for name, value in before.items() if name not in LENGTHS}
     if before["recipe"] not in RECIPES:

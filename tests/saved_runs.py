@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import warnings
+from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from harness import folders, resolve, train
 from harness.checkpoint import FOLDER, WEIGHTS, Checkpoint, open_checkpoint, read, whole_ones
 from harness.config import RunConfig
+from harness.flags import configs_of
 from harness.images import open_images
 from harness.progress import Teller
 from harness.rank import ABOUT, attempt, rank_trial
@@ -34,7 +36,7 @@ LONG: dict[str, Any] = {
     "steps": None, "epochs": 8.0, "checkpoint_every": 12, "evaluate_every": 24, "keep": 100, "learning_rate": 0.0003,
 }  # fmt: skip
 # What depends on when a run had settled, and on the clock.
-OF_THE_CLOCK = ("windows", "indices_sum", "warmup_steps")
+OF_THE_CLOCK = ("windows", "indices_sum", "images_known", "warmup_steps")
 
 
 @dataclass
@@ -56,12 +58,16 @@ class Kept:
 
 
 def kept(pictures: Path, folder: Path, *faults: Fault, resume: Path | None = None, **asked: Any) -> Kept:
-    """A run of one rank from the beginning, or from a checkpoint, to its end; the parts alone are not measured.
+    """A run of one rank from the beginning, or from a checkpoint where nothing else needs be asked, to its end.
 
-    A process group of one must be there.
+    The parts alone are not measured. A process group of one must be there.
     """
-    chosen = {**SMALL, **LONG, "data": str(pictures), "resume": str(resume) if resume else None, **asked}
-    config = located(resolve.resolve(RunConfig(**chosen), 1, 0, fusible=False))
+    asked["data"] = str(pictures)
+    if resume is None:
+        config = RunConfig(**{**SMALL, **LONG, **asked})
+    else:
+        (config,) = configs_of(Namespace(resume=str(resume), **asked))
+    config = located(resolve.resolve(config, 1, 0, fusible=False))
     images, table = open_images(config), folder / "table.csv"
     if config.resume:
         refuse_another_run(config, images, folders.dataset_cells(images))

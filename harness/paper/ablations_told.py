@@ -119,7 +119,7 @@ def show(study: Study, ablations: Sequence[Ablation], base: RunConfig) -> None:
     """Print what the study's table holds, and write its summary beside it; nothing is written of nothing."""
     lines = [line_of(study, each, base) for each in ablations]
     length = f" after {length_of(base)} on {study.name}" if study.images else ""
-    print(f"What each thing changes the error by{length}, with it less without:\n\n{markdown(lines)}\n")
+    print(f"What each thing changes the error by{length}, error with it minus error without:\n\n{markdown(lines)}\n")
     for sentence in diverged(study, ablations, base):
         print(sentence)
     print(f"The paper says:\n{claims_told(ablations)}\n")
