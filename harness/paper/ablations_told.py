@@ -6,24 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config import RunConfig
+from harness.config import RunConfig, names
 from harness.paper.ablations import ABLATIONS, Ablation
 from harness.paper.asked import of_the_batch
 from harness.paper.claims import Claim
 from harness.paper.differences import Estimate, paired_difference
 from harness.paper.drawing import save_table
 from harness.paper.groups import Study, complete, how_sure, images_of, opened, points
-from harness.recipes import LENGTHS, PATIENCE
+from harness.recipes import LENGTHS, PATIENCE, RECIPES
 from harness.rows import cell, words
-from harness.summary import markdown
+from harness.summary import counted, markdown
 
-# As the paper has it (section 5), for whatever length is asked.
+# What the recipe says of the task, for whatever length is asked; the batch is shared by the ranks that are asked.
 PAPER: dict[str, Any] = {
-    "augment": "paper",
-    "schedule": "plateau",
+    **{name: value for name, value in RECIPES["paper"].items() if name in (*names("task"), *LENGTHS)},
     "patience": PATIENCE,
-    "decay_form": "paper",
-    "epochs": 90.0,
 }
 MEASURES = {"top-1": "val_top1_error_pct", "top-5": "val_top5_error_pct", "training": "train_top1_error_pct"}
 NOT_RUN = "not run"
@@ -131,7 +128,7 @@ def show(study: Study, ablations: Sequence[Ablation], base: RunConfig) -> None:
 
 
 def length_of(base: RunConfig) -> str:
-    return f"{base.steps} steps" if base.steps is not None else f"{base.epochs:g} epochs"
+    return counted(base.steps, "step") if base.steps is not None else f"{base.epochs:g} epochs"
 
 
 def main(ablations: Sequence[Ablation], typed: dict[str, Any], table: Path, seeds: int) -> int:
