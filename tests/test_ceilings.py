@@ -17,8 +17,11 @@ from harness.ceilings import Drain, Surroundings, input_alone, input_while_train
 from harness.config import RunConfig
 from harness.measure import Workload
 from harness.progress import Teller
+from harness.schedule import Schedule
 from harness.schemes import scheme_of
+from harness.update import Rates
 from harness.workload import Built
+from pipelines import State
 from pipelines.sources.imageset import Split
 
 CPU = torch.device("cpu")
@@ -61,8 +64,19 @@ class Counted:
         workload = Workload(self.stream(), self.gradients, lambda: None, IMAGES, CPU)
         nothing = torch.nn.Module()
         split = Split(files=(), labels=(), num_classes=1)
+        optimiser = torch.optim.SGD([torch.zeros(1)], lr=0.01)
         built = Built(
-            workload, scheme_of(config, 0), nothing, split, None, contextlib.nullcontext, lambda _: None, lambda: None
+            workload,
+            scheme_of(config, 0),
+            nothing,
+            optimiser,
+            Rates(optimiser, Schedule("constant", 0.01, 1.0), "torch"),
+            split,
+            evaluate=None,
+            without_communication=contextlib.nullcontext,
+            shortened=lambda _: None,
+            input_state=lambda: State(0, "", ""),
+            close=lambda: None,
         )
         return Surroundings(config, built, workload, Ranks(0, 1), Teller(None), self.beats.append)
 
