@@ -28,6 +28,7 @@ from pipelines.sources.imageset import ImageSet
 
 RUNNING = "running.json"
 LOCK = "running.lock"
+LAUNCHER = "HARNESS_LAUNCHER"  # variable of a rank's environment: the process whose end is its own
 # File systems whose reads the kernel counts as a process's own; of others nobody here knows what came from a disk.
 LOCAL_DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "overlay")
 

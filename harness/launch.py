@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.config import RunConfig
 from harness.environment import children_of
-from harness.folders import LOST_THE_OTHERS, read_rank
+from harness.folders import LAUNCHER, LOST_THE_OTHERS, read_rank
 from harness.progress import PHASES, Display, last_phase
 
 PORT_TRIES = 3
@@ -124,6 +124,7 @@ def rank_environment(config: RunConfig) -> Iterator[None]:
         # -m looks in the current folder first, where another `models` may lie: the ranks must find ours.
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "PYTHONSAFEPATH": "1",
+        LAUNCHER: str(os.getpid()),
         # Ranks that start again while the agent's store serves them too mostly fail to meet over gloo.
         **({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if config.max_restarts else {}),
         **GPU_ORDER,

@@ -45,12 +45,13 @@ ABOUT = ("run_id", "asked", "classes", "dataset")  # of a launch, what its check
 
 
 def die_with_parent() -> None:
-    """Have the kernel end this process when its launcher is gone, killed or not (Linux)."""
-    parent_gone = os.getppid()
+    """Have the kernel end this process when its launcher is gone, killed or not (Linux); end at once where it is gone already."""
+    # Another launcher's job says nothing of its process: there it is whoever is the parent now.
+    launcher = int(os.environ.get(folders.LAUNCHER, os.getppid()))
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent_gone:
+    if os.getppid() != launcher:
         os._exit(1)
 
 

@@ -95,7 +95,8 @@ def refuse_the_end(config: RunConfig, saved: Checkpoint, train_images: int) -> N
 
 def words_to_go_on(run_folder: Path, config: RunConfig, table: Path) -> str:
     """The command that goes on with a run that ended early; "" where nothing was saved, or it is at its end."""
-    for place in [run_folder, *([config.resume] if config.resume else [])]:
+    found: list[Path | str] = [run_folder, *([config.resume] if config.resume else [])]
+    for place in found:
         with contextlib.suppress(CheckpointError):
             if open_checkpoint(place).at_its_end:
                 return ""

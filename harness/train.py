@@ -167,18 +167,21 @@ def train_timed(job: Job) -> None:
         window = TimedWindow(workload, seen.recording, seen.telemetry.meters if seen.telemetry else Meters)
         forget_peaks(workload.device)
         job.ranks.wait_for_all()
-        begun_s, before = time.perf_counter(), job.done
+        begun_s, before, room = time.perf_counter(), job.done, job.course.room(job.done)
 
-        def after_step(done: int, loss: Tensor, begun_s: float = begun_s, before: int = before) -> bool:
+        def after_step(
+            done: int, loss: Tensor, begun_s: float = begun_s, before: int = before, room: int = room
+        ) -> bool:
             if job.teller.due():
                 speed = done * job.config.images_per_step / (time.perf_counter() - begun_s)
                 steps = (job.course.total_steps or 0) - first
                 told = {"step": before - first + done, "steps": steps, "images_per_s": speed}
                 job.teller.tell("timed", **told, loss=newest.offer(loss))
-            return must_stop(job)
+            # After the last step the ranks ask each other outside the clock.
+            return done < room and must_stop(job)
 
         seen.open_window, signals.deferred = window, True
-        window.run(job.course.room(job.done), after_step)
+        window.run(room, after_step)
         seen.close_window()
         seen.recording.fold()
         signals.deferred = job.keeper is not None

@@ -69,7 +69,7 @@ def ran(pictures: Path, folder: Path, fault: Fault | None = None, *, limits: str
         patch.setattr(train, "build", lambda *parts: (fault or unchanged)(build(*parts)))
         signals = train.Signals()
         ended, failure, status = attempt(
-            lambda: train.run(config, images, rank, seen, Teller(None), signals, bool(limits)), signals
+            lambda: train.run(config, images, rank, seen, Teller(None), signals, limits=bool(limits)), signals
         )
     trial = None if failure else asdict(rank_trial(config, launch.classes, rank, seen, ended))
     folders.write_rank(launch.folder, 0, failure, trial)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
+import logging
 import warnings
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from planted import SMALL, Fault, as_in_a_rank, each_batch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -52,9 +55,26 @@ class Kept:
     def checkpoints(self) -> list[Checkpoint]:
         return [read(each) for each in whole_ones(self.folder / FOLDER)]
 
+    def at(self, step: int) -> Path:
+        """The checkpoint of this step."""
+        (found,) = [each.folder for each in self.checkpoints if each.step == step]
+        return found
+
     @property
     def newest(self) -> Checkpoint:
         return open_checkpoint(self.folder)
+
+
+@contextlib.contextmanager
+def process_group_of_one() -> Iterator[None]:
+    """What ranks save themselves with, here of this process alone."""
+    # It tells of each tensor that it saves, which pytest would keep.
+    logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def kept(pictures: Path, folder: Path, *faults: Fault, resume: Path | None = None, **asked: Any) -> Kept:

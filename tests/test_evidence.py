@@ -58,7 +58,8 @@ EMPTY_ON_ONE_CPU_RANK = words(
     "loss_at_1m_images"
 )
 EMPTY_UNLESS_ASKED = words(
-    "label jitter init hw_decoder_load exclude statistics statistics_id steps epochs evaluate_every profile"
+    "label jitter init hw_decoder_load exclude statistics statistics_id steps epochs evaluate_every profile drops patience "
+    "layer_rates noise_epochs fine_tune_from target_train_error_pct checkpoint_every resume time_limit"
 )
 # Where the system does not tell: of RAPL, disks, containers and repositories, and of what need not be installed.
 MAY_BE_UNKNOWN = words(
