@@ -5,6 +5,7 @@ Showing happens outside the measured process, so that drawing a bar never takes 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
@@ -59,11 +60,14 @@ class Teller:
         if self._file is None or (phase == self._phase and not self.due()):
             return
         self._phase, self._told_s = phase, time.perf_counter()
-        self._file.write(json.dumps({"phase": phase, **numbers}) + "\n")
+        # Nobody's run ends because there is no room for what a person would see of it.
+        with contextlib.suppress(OSError):
+            self._file.write(json.dumps({"phase": phase, **numbers}) + "\n")
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 def last_phase(path: Path) -> str:

@@ -124,9 +124,10 @@ class Keeper:
             if wrong := trouble_of(work, ranks):
                 if first:
                     shutil.rmtree(folder, ignore_errors=True)
+                before = bool(checkpoint.whole_ones(folder.parent))
+                to_do = "go on with --resume, for what was saved before is whole" if before else "begin again"
                 raise AskedWrongly(
-                    f"step {step} could not be saved in {folder.parent} ({wrong}): make room there and go on with --resume, "
-                    "for what was saved before is whole"
+                    f"step {step} could not be saved in {folder.parent} ({wrong}): make room there and {to_do}"
                 )
 
     def seal(self, folder: Path, seen: Seen) -> None:

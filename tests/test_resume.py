@@ -17,6 +17,7 @@ from planted import Fault, each_step
 from saved_runs import Kept, curve, differences, kept, process_group_of_one
 
 from harness.config import AskedWrongly, RunConfig
+from harness.progress import Teller
 from harness.results import verify
 from harness.resume import words_to_go_on
 from harness.workload import Built
@@ -185,6 +186,13 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_a_run_that_goes_on(
     assert sorted(os.listdir(begun.folder / "checkpoints")) == [whole.at(step).name for step in (3, 6, 9, 12, 15)]
     rest = kept(pictures, tmp_path / "rest", resume=begun.folder)
     assert differences(rest.folder, whole.folder) == []
+
+
+def test_lines_for_a_person_that_find_no_room_end_no_run() -> None:
+    teller = Teller(Path("/dev/full"))
+    teller.tell("settle")
+    teller.tell("timed")
+    teller.close()
 
 
 def test_a_longer_run_goes_on_where_a_shorter_one_had_ended(pictures: Path, tmp_path: Path) -> None:
