@@ -12,7 +12,7 @@ resolve.py      what "auto" becomes on this machine, and what cannot be done
 folders.py      a launch from its folder to its row, also when it ended without a word
 launch.py       one process a rank, under torch elastic; join.py: one rank of torchrun's job; progress.py shows them at work
 rank.py         one rank's process, from meeting the others to what it leaves
-train.py        its run: compile, settle, timed windows, evaluations, checkpoints, the parts alone
+train.py        its run: compile, settle, timed windows, the parts alone; job.py: evaluating, saving and stopping in between
 course.py       at which steps it evaluates, saves itself and ends; schedule.py, update.py: the learning rate of each
 state.py        what a run is made of, out into a checkpoint and in again; checkpoint.py: that folder on the disk
 seen.py         what a rank has seen so far, however it ends

@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import AskedWrongly
+from harness.config import CHECKPOINTS, AskedWrongly
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
-FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 PREFIX = "step-"
@@ -96,35 +95,39 @@ def open_checkpoint(place: Path | str) -> Checkpoint:
     CheckpointError where there is none, or where its manifest is not what was written.
     """
     place = Path(place)
-    found = whole_ones(place / FOLDER) or whole_ones(place)
+    found = whole_ones(place / CHECKPOINTS) or whole_ones(place)
     if found:
         return read(found[-1])
     if (place / MANIFEST).is_file() or place.name.startswith((PREFIX, UNFINISHED)):
         return read(place)
     raise CheckpointError(
-        f"{place} holds no checkpoint: give the folder of a run that kept some (--checkpoint-every), or one of its {FOLDER}"
+        f"{place} holds no checkpoint: give the folder of a run that kept some (--checkpoint-every), or one of its {CHECKPOINTS}"
     )
 
 
 def read(folder: Path) -> Checkpoint:
     """The checkpoint in this folder, by its manifest; its other files are not read yet."""
-    path = folder / MANIFEST
+    found = looked_at(folder)
+    if isinstance(found, Checkpoint):
+        return found
+    wrong, to_do = found
+    raise CheckpointError(f"the checkpoint {folder} {wrong}: {to_do or remedy(folder)}")
+
+
+def looked_at(folder: Path) -> Checkpoint | tuple[str, str]:
+    """The checkpoint in this folder, or what is wrong with its manifest and what to do ("": use another), in words."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         sealed = manifest.pop(SEAL) == digest_of(manifest)
         version = manifest["format"]
     except FileNotFoundError:
-        raise CheckpointError(f"the checkpoint {folder} has no {MANIFEST}: {remedy(folder)}") from None
+        return f"has no {MANIFEST}", ""
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise CheckpointError(f"{path} is no manifest of a checkpoint of this harness: {remedy(folder)}") from None
+        return f"has a {MANIFEST} that is none of this harness", ""
     if not sealed:
-        raise CheckpointError(
-            f"the checkpoint {folder} is damaged ({MANIFEST} does not hold what was saved): {remedy(folder)}"
-        )
+        return f"is damaged ({MANIFEST} does not hold what was saved)", ""
     if version != FORMAT:
-        raise CheckpointError(
-            f"the checkpoint {folder} has format {version} and this harness knows {FORMAT}: update the harness"
-        )
+        return f"has format {version} and this harness knows {FORMAT}", "update the harness"
     return Checkpoint(folder, manifest)
 
 
@@ -136,25 +139,10 @@ def whole_ones(folder: Path) -> list[Path]:
 def remedy(folder: Path) -> str:
     """What to do about a checkpoint that cannot be used: the newest good one beside it."""
     for other in reversed(whole_ones(folder.parent)):
-        if other == folder:
-            continue
-        try:
-            if not read_quietly(other).damage():
-                return f"use {other}"
-        except CheckpointError:
-            continue
+        found = looked_at(other)
+        if other != folder and isinstance(found, Checkpoint) and not found.damage():
+            return f"use {other}"
     return "there is no other good one beside it: restore its files from where it was saved"
-
-
-def read_quietly(folder: Path) -> Checkpoint:
-    """`read`, whose error offers nothing: a search for a good one must not start another."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest.pop(SEAL) == digest_of(manifest) and manifest["format"] == FORMAT:
-            return Checkpoint(folder, manifest)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        pass
-    raise CheckpointError(f"{folder} is no checkpoint")
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -162,7 +150,7 @@ def read_quietly(folder: Path) -> Checkpoint:
 
 def begin(run_folder: Path, step: int) -> Path:
     """An empty folder for the files of a checkpoint that is to be sealed; what an earlier attempt left is gone."""
-    root = run_folder / FOLDER
+    root = run_folder / CHECKPOINTS
     root.mkdir(parents=True, exist_ok=True)
     forget_unfinished(run_folder)
     folder = root / f"{UNFINISHED}{step:09}"
@@ -172,7 +160,7 @@ def begin(run_folder: Path, step: int) -> Path:
 
 def forget_unfinished(run_folder: Path) -> None:
     """Remove what was being written when its ranks died."""
-    for left_over in (run_folder / FOLDER).glob(f"{UNFINISHED}*"):
+    for left_over in (run_folder / CHECKPOINTS).glob(f"{UNFINISHED}*"):
         shutil.rmtree(left_over, ignore_errors=True)
 
 
@@ -199,7 +187,7 @@ def seal(folder: Path, about: dict[str, Any]) -> Checkpoint:
 
 def forget_old(run_folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` and the one with the lowest validation error."""
-    found = whole_ones(run_folder / FOLDER)
+    found = whole_ones(run_folder / CHECKPOINTS)
     best = best_of(found)
     for path in found[:-keep]:
         if path != best:
@@ -208,15 +196,9 @@ def forget_old(run_folder: Path, keep: int) -> None:
 
 def best_of(folders: list[Path]) -> Path | None:
     """The checkpoint with the lowest top-1 validation error, the earliest of equals; None where none was evaluated."""
-    errors = {}
-    for path in folders:
-        try:
-            error = read_quietly(path).manifest["val_top1_error_pct"]
-        except (CheckpointError, KeyError):
-            continue
-        if error is not None:
-            errors[path] = error
-    return min(errors, key=lambda path: errors[path]) if errors else None
+    found = [each for each in map(looked_at, folders) if isinstance(each, Checkpoint)]
+    evaluated = [each for each in found if each.manifest.get("val_top1_error_pct") is not None]
+    return min(evaluated, key=lambda each: float(each.manifest["val_top1_error_pct"])).folder if evaluated else None
 
 
 def sha256_of(path: Path) -> str:

@@ -14,6 +14,9 @@ from harness.schedule import drops, layer_rates
 from pipelines.augment import JITTER
 
 PARALLEL = ("data", "columns", "hybrid")
+# Fields that say where images and their statistics lie, and the folder of a run's checkpoints in the run's.
+PLACES = ("data", "exclude", "statistics")
+CHECKPOINTS = "checkpoints"
 KINDS = ("task", "shape", "setting", "bookkeeping")
 
 
@@ -168,7 +171,7 @@ class RunConfig:
     def columns(self) -> dict[str, Any]:
         """The fields as cells. A path is told by its last name: what leads there means nothing on another machine."""
         cells = {item.name: getattr(self, item.name) for item in fields(self)}
-        paths = {name: Path(cells[name]).resolve().name for name in ("data", "exclude", "statistics") if cells[name]}
+        paths = {name: Path(cells[name]).resolve().name for name in PLACES if cells[name]}
         saved = {name: run_and_step(Path(cells[name])) for name in ("resume", "fine_tune_from") if cells[name]}
         return {**cells, **paths, **saved}
 
@@ -176,7 +179,7 @@ class RunConfig:
 def run_and_step(checkpoint: Path) -> str:
     """A checkpoint as a cell: its run's id and its step. What leads there means nothing on another machine."""
     folder = checkpoint.resolve()
-    return "/".join((folder.parents[1].name, folder.name)) if folder.parent.name == "checkpoints" else folder.name
+    return "/".join((folder.parents[1].name, folder.name)) if folder.parent.name == CHECKPOINTS else folder.name
 
 
 def names(kind: str) -> tuple[str, ...]:

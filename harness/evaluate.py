@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import AskedWrongly, RunConfig, whole
+from harness.config import PLACES, AskedWrongly, RunConfig, whole
 
 if TYPE_CHECKING:
     from harness.answers import Answers
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipelines.sources.imageset import ImageSet
 
 DEFAULT_OUT = Path("results/evaluations")
-ASKED = ("data", "exclude", "statistics", "views", "precision")
+ASKED = (*PLACES, "views", "precision")
 DEFAULTS = {"views": "10, or 1 for a network of --augment none", "precision": "the checkpoint's own"}
 MACHINE = ("cpu_name", "gpu_name", "torch", "dali", "harness", "git_commit")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import models
 import pipelines
-from harness.config import AskedWrongly, RunConfig
+from harness.config import PLACES, AskedWrongly, RunConfig
 from harness.recipes import LENGTHS, OF_THE_JOB, PATIENCE, RECIPES, settings, shared_by
 
 CHOICES: dict[str, Sequence[Any]] = {
@@ -78,19 +78,8 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
         from harness.resume import completed
 
         typed = completed(typed)
+    refuse_both(typed)
     gpus, cpus = typed.pop("gpus", None), typed.pop("cpus", None)
-    if gpus and cpus:
-        raise AskedWrongly("--gpus and --cpus were both asked and a run has ranks of one kind: give one of them")
-    lengths = [f"--{name.replace('_', '-')}" for name in LENGTHS if name in typed]
-    if len(lengths) > 1:
-        raise AskedWrongly(f"{' and '.join(lengths)} were both asked and a run has one length: give one of them")
-    of_images = [f"--{name}" for name in ("data", "exclude", "statistics", "views") if name in typed]
-    if typed.get("pipeline") == "synthetic" and of_images:
-        raise AskedWrongly(f"--pipeline synthetic reads no images and {of_images[0]} was given: leave one of them out")
-    if "target_train_error_pct" in typed and "evaluate_every" not in typed:
-        raise AskedWrongly("--target-train-error-pct is looked at with every evaluation: give --evaluate-every too")
-    if "exclude" in typed and "data" not in typed:
-        raise AskedWrongly("--exclude was given and the embedded set has nothing to leave out: give --data too")
     recipe = typed.pop("recipe", "throughput" if gpus else "smoke")
     named = RECIPES[recipe] if recipe in RECIPES else recipe_of(recipe)
     model = typed.setdefault("model", named.get("model", RunConfig.model))
@@ -104,14 +93,7 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
     asked = settings(Path(recipe).stem, typed, named)
     asked |= of_the_rate(asked)
     refuse_saving(asked, typed)
-    if asked.get("augment", RunConfig.augment) == "none" and asked.get("views", 1) > 1:
-        raise AskedWrongly(
-            f"--views {asked['views']} was asked and --augment none shows the whole centre square, which has one view: leave --views out"
-        )
-    if asked.get("jitter") and asked.get("augment", RunConfig.augment) != "rrc+jitter":
-        raise AskedWrongly(
-            f"--jitter was given and --augment {asked['augment']} jitters no colours: ask for --augment rrc+jitter"
-        )
+    refuse_augmentation(asked)
     kind = "gpus" if gpus else "cpus"
     schemes, job = models.schemes(model), int(os.environ.get("WORLD_SIZE", "1"))
     try:
@@ -121,6 +103,31 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
         ]
     except ValueError as error:
         raise AskedWrongly(f"--recipe {asked['recipe']}: {error}") from error
+
+
+def refuse_both(typed: dict[str, Any]) -> None:
+    """AskedWrongly where two flags were typed of which a run has one."""
+    if typed.get("gpus") and typed.get("cpus"):
+        raise AskedWrongly("--gpus and --cpus were both asked and a run has ranks of one kind: give one of them")
+    lengths = [f"--{name.replace('_', '-')}" for name in LENGTHS if name in typed]
+    if len(lengths) > 1:
+        raise AskedWrongly(f"{' and '.join(lengths)} were both asked and a run has one length: give one of them")
+    of_images = [f"--{name}" for name in (*PLACES, "views") if name in typed]
+    if typed.get("pipeline") == "synthetic" and of_images:
+        raise AskedWrongly(f"--pipeline synthetic reads no images and {of_images[0]} was given: leave one of them out")
+
+
+def refuse_augmentation(asked: dict[str, Any]) -> None:
+    """AskedWrongly where views or jitter were asked of an augmentation that has none."""
+    augment = asked.get("augment", RunConfig.augment)
+    if augment == "none" and asked.get("views", 1) > 1:
+        raise AskedWrongly(
+            f"--views {asked['views']} was asked and --augment none shows the whole centre square, which has one view: leave --views out"
+        )
+    if asked.get("jitter") and augment != "rrc+jitter":
+        raise AskedWrongly(
+            f"--jitter was given and --augment {augment} jitters no colours: ask for --augment rrc+jitter"
+        )
 
 
 def recipe_of(file: str) -> dict[str, Any]:
@@ -160,8 +167,10 @@ def checked(file: str, field: Any, value: Any) -> Any:
 
 
 def of_the_rate(asked: dict[str, Any]) -> dict[str, Any]:
-    """What --schedule leaves to its defaults; AskedWrongly where its flags do not fit together."""
+    """What --schedule leaves to its defaults; AskedWrongly where flags about learning do not fit together."""
     schedule = asked.get("schedule", RunConfig.schedule)
+    if asked.get("target_train_error_pct") and not asked.get("evaluate_every"):
+        raise AskedWrongly("--target-train-error-pct is looked at with every evaluation: give --evaluate-every too")
     if (schedule in ("epochs", "steps")) != bool(asked.get("drops")):
         raise AskedWrongly(
             f"--schedule {schedule} was asked {'with' if asked.get('drops') else 'without'} --drops: "

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import environment, results
-from harness.checkpoint import FOLDER as CHECKPOINTS
 from harness.checkpoint import forget_unfinished, whole_ones
-from harness.config import AskedWrongly, RunConfig
+from harness.config import CHECKPOINTS, AskedWrongly, RunConfig
 from harness.forecast.cards import datasheet_tflop_per_s
 from harness.progress import PHASES, last_phase
 from harness.rows import SCHEMA_VERSION, row_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from harness.config import RunConfig
+from harness.config import AskedWrongly, RunConfig
 from pipelines import sources
 from pipelines.dataset import embedded, statistics
 from pipelines.sources.imageset import ImageSet, Split
@@ -16,13 +16,15 @@ SYNTHETIC_CLASSES = 1000
 def open_images(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> ImageSet:
     """What --data names, the embedded set (made first where it is missing), or nothing but names for `synthetic`.
 
-    With --statistics, its statistics too. pipelines.DataError says what is wrong with a folder or file; `progress(done, of)`
-    is told while shards are read through or the embedded set is made.
+    With --statistics, its statistics too. AskedWrongly for an --exclude without --data; pipelines.DataError says what is wrong
+    with a folder or file; `progress(done, of)` is told while shards are read through or the embedded set is made.
     """
     if config.pipeline == "synthetic":
         images = synthetic(config.images_per_step)
     elif config.data is not None:
         images = sources.open_source(config.data, config.exclude, progress)
+    elif config.exclude is not None:
+        raise AskedWrongly("--exclude was given and the embedded set has nothing to leave out: give --data too")
     else:
         images = embedded.open_embedded_set(progress=progress)
     return replace(images, statistics=statistics.load(config.statistics)) if config.statistics else images

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import folders
-from harness.config import AskedWrongly, RunConfig
+from harness.config import PLACES, AskedWrongly, RunConfig
 from harness.launch import GPU_ORDER
 from harness.resolve import check_images, check_shape
-from harness.resume import PLACES, refuse_another_run
+from harness.resume import refuse_another_run
 from pipelines import DataError
 from pipelines.sources.imageset import ImageSet
 

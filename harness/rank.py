@@ -41,9 +41,6 @@ from pipelines.sources.imageset import ImageSet
 COLLECTIVES = ("gloo", "Gloo", "NCCL", "c10d")
 
 
-ABOUT = ("run_id", "asked", "classes", "dataset")  # of a launch, what its checkpoints say of it
-
-
 def die_with_parent() -> None:
     """Have the kernel end this process when its launcher is gone, killed or not (Linux); end at once where it is gone already."""
     # Another launcher's job says nothing of its process: there it is whoever is the parent now.
@@ -108,7 +105,7 @@ def be_a_rank(launch: folders.Launch, images: ImageSet | None = None) -> dict[st
     rank = Rank.from_environment(config.on_gpu)
     here = launch.folder.is_dir()
     teller = Teller(launch.folder / "progress.jsonl" if rank.index == 0 else None)
-    seen.facts["restarts"] = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    seen.facts["restarts"] = restarts()
     folders.forget_rank(launch.folder, rank.index)
 
     def leave(failure: str, ended: dict[str, Any]) -> dict[str, Any]:
@@ -131,23 +128,13 @@ def be_a_rank(launch: folders.Launch, images: ImageSet | None = None) -> dict[st
             shown = open_images(config)
             must_agree({"the data": shown.dataset_id}, "another program has changed it: start again")
         seen.heartbeat = Heartbeat(store, rank.index, rank.count, config.heartbeat, on_hang, config.on_gpu)
-        keeper = None
+        keeper, saved = None, to_go_on_from(launch)
         if config.checkpoint_every:
-            about = {**launch.told, "classes": list(shown.classes)}
-            keeper = Keeper(launch.folder, config, {name: about[name] for name in ABOUT})
-        saved = to_go_on_from(launch)
+            keeper = Keeper.of(launch.folder, config, launch.told, shown.classes)
         run(
-            config,
-            shown,
-            rank,
-            seen,
-            teller,
-            signals,
-            limits=launch.limits,
-            folder=launch.folder if here else None,
-            keeper=keeper,
-            saved=Saved.read(saved, rank.index) if saved else None,
-        )
+            config, shown, rank, seen, teller, signals, limits=launch.limits, folder=launch.folder if here else None,
+            keeper=keeper, saved=Saved.read(saved, rank.index) if saved else None,
+        )  # fmt: skip
 
     ended, failure, status = attempt(work, signals)
     signals.deferred = True
@@ -167,10 +154,14 @@ def be_a_rank(launch: folders.Launch, images: ImageSet | None = None) -> dict[st
 
 def to_go_on_from(launch: folders.Launch) -> Checkpoint | None:
     """The newest that this launch saved before a rank of it died, else what it was asked to go on from."""
-    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    if restarted and launch.saved:
+    if restarts() and launch.saved:
         return open_checkpoint(launch.folder)
     return open_checkpoint(launch.config.resume) if launch.config.resume else None
+
+
+def restarts() -> int:
+    """How often torch's agent has started these ranks again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def alarm(launch: folders.Launch) -> None:

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from harness.config import AskedWrongly
-from harness.metrics.learning import evaluation_points, images_a_step, job_losses
+from harness.metrics.learning import errors_pct, evaluation_points, images_a_step, job_losses
 from harness.metrics.speed import timed_s, windows_done
 from harness.rows import COLUMNS, SCHEMA_VERSION, SINCE, cell, identities, row_of, words
 from harness.trial import Trial, from_json
@@ -61,12 +61,11 @@ def error_curve(trial: Trial) -> list[list[str]]:
     lines: list[list[str]] = []
     for point in evaluation_points(trial):
         since, before = losses[before : point.step], point.step
-        errors = [
-            100 * (1 - n / point.images) if point.images else None for n in (point.top1_correct, point.top5_correct)
-        ]
         loss = fmean(since) if since else None
         seconds = timed_s(trial, windows=windows_done(trial, point.step, len(lines) + 1))
-        lines.append([cell(x) for x in (point.step, point.step * images_a_step(trial), seconds, None, loss, *errors)])
+        lines.append(
+            [cell(x) for x in (point.step, point.step * images_a_step(trial), seconds, None, loss, *errors_pct(point))]
+        )
     return lines
 
 

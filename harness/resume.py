@@ -7,13 +7,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint import FOLDER, Checkpoint, CheckpointError, open_checkpoint
-from harness.config import AskedWrongly, RunConfig, names
+from harness.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from harness.config import CHECKPOINTS, PLACES, AskedWrongly, RunConfig, names
 from harness.recipes import LENGTHS, RECIPES
 from pipelines.sources.imageset import ImageSet
 
-# Names of images' places, of which a checkpoint holds the last part alone.
-PLACES = ("data", "exclude", "statistics")
 NOT_ASKED_AGAIN = (*PLACES, "resume", "gpus", "cpus", "nodes", "launches", "profile", "time_limit")
 # What a run is, beside its task and its shape: another one would draw other images, or end elsewhere.
 OF_THE_RUN = ("seed", "pipeline", "decode", "steps", "timed_seconds")
@@ -38,7 +36,7 @@ def completed(typed: dict[str, Any]) -> dict[str, Any]:
     if "fine_tune_from" in before:
         # A cell names the run and the step: as a path, whose weights nobody needs any more, it is the same cell again.
         run, _, step = before["fine_tune_from"].rpartition("/")
-        before["fine_tune_from"] = str(Path(run, FOLDER, step))
+        before["fine_tune_from"] = str(Path(run, CHECKPOINTS, step))
     if any(length in typed for length in LENGTHS):
         before = {name: value for name, value in before.items() if name not in LENGTHS}
     if before["recipe"] not in RECIPES:

@@ -25,8 +25,6 @@ def config_for(arguments: argparse.Namespace, checkpoints: Sequence[Checkpoint])
     asked = [config_of(checkpoint) for checkpoint in checkpoints]
     for checkpoint, config in zip(checkpoints[1:], asked[1:], strict=True):
         refuse_another_way(checkpoints[0], checkpoint, asked[0], config, arguments.precision)
-    if arguments.exclude and arguments.data is None:
-        raise AskedWrongly("--exclude was given and the embedded set has nothing to leave out: give --data too")
     views = arguments.views or (1 if asked[0].augment == "none" else 10)
     if views > 1 and asked[0].augment == "none":
         raise AskedWrongly(

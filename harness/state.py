@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from harness import checkpoint
 from harness.agree import Ranks, everyones
 from harness.checkpoint import Checkpoint
-from harness.config import AskedWrongly, RunConfig
-from harness.metrics.learning import top1_error_pct
+from harness.config import CHECKPOINTS, AskedWrongly, RunConfig
+from harness.metrics.learning import errors_pct
 from harness.seen import Seen
 from harness.trial import Evaluation, Window, from_json
 from harness.workload import Built, Rank, whole_shapes
@@ -90,6 +90,9 @@ def tensors_of(built: Built, seen: Seen, rank: Rank) -> dict[str, Tensor]:
     return tensors
 
 
+ABOUT = ("run_id", "asked", "dataset")  # of a launch, what its checkpoints say of it
+
+
 # --- out ----------------------------------------------------------------------------------------------------------
 
 
@@ -101,6 +104,11 @@ class Keeper:
     config: RunConfig
     about: dict[str, Any]  # run_id, asked, classes, dataset
 
+    @classmethod
+    def of(cls, folder: Path, config: RunConfig, told: dict[str, Any], classes: tuple[str, ...]) -> Keeper:
+        """Of a launch's folder and what it was told (harness.folders.Launch)."""
+        return cls(folder, config, {**{name: told[name] for name in ABOUT}, "classes": list(classes)})
+
     def save(self, built: Built, seen: Seen, rank: Rank, ranks: Ranks, input_state: State | None) -> None:
         """A checkpoint of this step, by all ranks together; AskedWrongly on all where one of them could not write.
 
@@ -108,7 +116,7 @@ class Keeper:
         """
         seen.recording.fold()
         step = seen.recording.steps
-        folder = self.folder / checkpoint.FOLDER / f"{checkpoint.UNFINISHED}{step:09}"
+        folder = self.folder / CHECKPOINTS / f"{checkpoint.UNFINISHED}{step:09}"
 
         def write() -> None:
             write_tensors(folder, tensors_of(built, seen, rank))
@@ -214,17 +222,17 @@ def told_of(seen: Seen, rates: list[float], input_state: State | None) -> dict[s
 def progress(seen: Seen, config: RunConfig, train_images: int) -> dict[str, Any]:
     """How far the run has come, as a manifest has it."""
     step = seen.recording.steps
-    errors = [top1_error_pct(each) for each in seen.job_evaluations]
-    newest = seen.job_evaluations[-1] if errors and seen.job_evaluations[-1].step == step else None
+    evaluated = [(each, *errors_pct(each)) for each in seen.job_evaluations if each.images]
+    newest, top1, top5 = evaluated[-1] if evaluated and evaluated[-1][0].step == step else (None, None, None)
     return {
         "step": step,
         "total_steps": seen.total_steps,
         "images_seen": step * config.images_per_step,
         "epochs_done": step * config.images_per_step / train_images,
-        "best": newest is not None and errors[-1] == min(errors),
+        "best": top1 is not None and top1 == min(error for _, error, _ in evaluated if error is not None),
         "val_images": newest.images if newest else None,
-        "val_top1_error_pct": errors[-1] if newest else None,
-        "val_top5_error_pct": 100 * (1 - newest.top5_correct / newest.images) if newest else None,
+        "val_top1_error_pct": top1,
+        "val_top5_error_pct": top5,
     }
 
 

@@ -7,7 +7,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,14 @@ from harness.agree import Ranks, clock_ahead_s, must_see_the_same
 from harness.config import RunConfig
 from harness.course import NEVER, Course, total_steps
 from harness.heartbeat import Place
+from harness.job import Job, drops_taken, evaluate, must_stop, pause, stop
 from harness.measure import Interrupted, NewestLoss, TimedWindow, Workload, synchronise, untimed_steps
 from harness.metrics.intervals import is_steady
-from harness.metrics.learning import top1_error_pct
 from harness.progress import Teller
-from harness.schedule import plateau_drops
 from harness.seen import Seen, Signals
 from harness.state import Keeper, Saved
 from harness.telemetry import Telemetry
-from harness.trial import Evaluation, MemoryPoint, Meters
+from harness.trial import MemoryPoint, Meters
 from harness.workload import Built, Rank, build, build_cpu_block, train_multiply_adds_per_image
 from pipelines.sources.imageset import ImageSet
 
@@ -37,28 +36,6 @@ SETTLE_MAX_S = 20.0
 # Seconds between looks at whether another rank was asked to stop: an exchange of one number, which costs a step little.
 LOOK_S = 1.0
 PARAMETER_SAMPLES = 1000
-
-
-@dataclass
-class Job:
-    """One rank's run: what was asked and built, what has been seen, and what may save or end it."""
-
-    config: RunConfig
-    built: Built
-    rank: Rank
-    seen: Seen
-    ranks: Ranks
-    teller: Teller
-    signals: Signals
-    course: Course
-    keeper: Keeper | None = None
-    drops_taken: int = 0
-    look_every: int = 1  # steps between looks at whether another rank was asked to stop
-
-    @property
-    def done(self) -> int:
-        """Training steps so far, those of an earlier part of the run included."""
-        return self.seen.recording.steps
 
 
 def parameter_samples(network: torch.nn.Module) -> dict[str, Tensor]:
@@ -148,17 +125,6 @@ def warm_up(job: Job, steps: int) -> float:
     return step_s
 
 
-def pause(job: Job) -> None:
-    """What is to be done after the step that was just taken, outside any window: evaluate, save."""
-    if job.course.evaluates(job.done):
-        evaluate(job)
-        if job.seen.windows and reached_its_target(job):
-            job.course = replace(job.course, total_steps=job.done)
-            job.seen.total_steps = job.done
-    if job.course.saves(job.done):
-        save(job)
-
-
 def train_timed(job: Job) -> None:
     """Windows of timed steps from pause to pause, until the end, the error that was asked for, or a signal."""
     workload, seen, signals = job.built.workload, job.seen, job.signals
@@ -193,72 +159,6 @@ def train_timed(job: Job) -> None:
     signals.deferred = False
     if must_stop(job, now=True):
         raise Interrupted(signals.asked)
-
-
-def must_stop(job: Job, *, now: bool = False) -> bool:
-    """Whether a signal or the time limit ends the run after this step; the same on all ranks of a run that saves itself.
-
-    These ask each other every `look_every` steps, and always `now`.
-    """
-    asked = job.signals.asked
-    if job.keeper is None or job.ranks.count == 1:
-        return asked is not None
-    if now or job.done % job.look_every == 0:
-        # A signal may come while the ranks ask each other: then they agree on it when they ask again.
-        if agreed := int(job.ranks.largest(asked or 0)):
-            job.signals.asked = agreed
-        return bool(agreed)
-    return False
-
-
-def stop(job: Job) -> None:
-    """Save the run where it stands, if it is one that does, and leave."""
-    save(job)
-    raise Interrupted(job.signals.asked)
-
-
-def save(job: Job) -> None:
-    if job.keeper is not None:
-        job.teller.tell("save")
-        job.seen.beat("saving")
-        job.keeper.save(job.built, job.seen, job.rank, job.ranks, job.built.input_state())
-
-
-def evaluate(job: Job) -> None:
-    """Count the right answers on the validation images, and what they mean for the learning rate."""
-    built, seen = job.built, job.seen
-    if built.evaluate is None:
-        return
-    job.teller.tell("evaluate")
-    mine = built.evaluate(lambda: seen.beat("evaluating"))
-    seen.evaluations.append(Evaluation(job.done, *mine))
-    seen.job_evaluations.append(Evaluation(job.done, *(int(job.ranks.total(number)) for number in mine)))
-    job.drops_taken = drops_taken(job.config, seen)
-
-
-def drops_taken(config: RunConfig, seen: Seen) -> int:
-    """How often the rate has dropped for what the evaluations said."""
-    if config.schedule != "plateau":
-        return 0
-    assert config.patience is not None
-    return len(plateau_drops([top1_error_pct(each) for each in seen.job_evaluations], config.patience))
-
-
-def reached_its_target(job: Job) -> bool:
-    """Whether the training error from one evaluation to the next was as low as was asked."""
-    target, period = job.config.target_train_error_pct, job.course.evaluate_steps
-    if target is None or period is None or job.done % period:
-        return False
-    return train_error_pct(job, period) <= target
-
-
-def train_error_pct(job: Job, steps: int) -> float:
-    """Of the whole job over its newest steps, on the images as they were trained on."""
-    job.seen.recording.fold()
-    has_logits = job.built.scheme.column == 0
-    right = sum(job.seen.recording.correct[-steps:]) if has_logits else 0
-    images = steps * job.built.workload.images_per_step if has_logits else 0
-    return 100 * (1 - job.ranks.total(right) / job.ranks.total(images))
 
 
 def watched(
@@ -297,19 +197,18 @@ def note_peaks(device: torch.device, seen: Seen) -> None:
         seen.facts[name] = max(peak, seen.facts.get(name, 0))
 
 
-def measure_limits(
-    config: RunConfig, built: Built, rank: Rank, classes: int, seen: Seen, ranks: Ranks, teller: Teller
-) -> None:
+def measure_limits(job: Job, classes: int) -> None:
     """The parts alone, the devices' peaks, and the seeded step, with the ranks side by side as in training."""
+    config, built, seen = job.config, job.built, job.seen
     workload = watched(built.workload, seen, "measuring the parts alone")
-    around = ceilings.Surroundings(config, built, workload, ranks, teller, seen.beat)
-    ceilings.give_back_memory(rank.device)
+    around = ceilings.Surroundings(config, built, workload, job.ranks, job.teller, seen.beat)
+    ceilings.give_back_memory(job.rank.device)
     for part, alone in ceilings.parts_alone(around, full=config.limits == "full"):
         seen.alone[part] = alone
     seen.facts["peaks"] = ceilings.peaks(around)
-    teller.tell("seeded")
+    job.teller.tell("seeded")
     seen.beat("compiling")
-    seen.facts["seeded_step_distance"] = seeded.distance(config, classes, rank, built.scheme)
+    seen.facts["seeded_step_distance"] = seeded.distance(config, classes, job.rank, built.scheme)
 
 
 @contextlib.contextmanager
@@ -376,7 +275,7 @@ def run(
             trace.trace(told, config.profile, folder if rank.index == 0 else None, lambda: seen.beat("compiling"))
         if limits:
             with what_was_trained_stands(rank):
-                measure_limits(config, built, rank, len(images.classes), seen, ranks, teller)
+                measure_limits(job, len(images.classes))
         teller.tell("done")
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from runs import Started, draw_pictures, run_words
+
+if TYPE_CHECKING:
+    from killed_runs import NeverStopped, Runs
 
 # One rank's threads, as on the machines that the project promises to be tested on.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -71,3 +74,20 @@ def start(pictures: Path, tmp_path: Path) -> Iterator[Callable[..., Started]]:
     yield begin
     for each in begun:
         each.clear_away()
+
+
+@pytest.fixture
+def runs(pictures: Path, tmp_path: Path) -> Iterator[Runs]:
+    """Runs that save themselves, with a table of this test's; whatever is left of them ends with the test."""
+    from killed_runs import Runs
+
+    begun = Runs(pictures, tmp_path / "table.csv")
+    yield begun
+    begun.clear_away()
+
+
+@pytest.fixture(scope="module")
+def never_stopped(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> NeverStopped:
+    from killed_runs import NeverStopped
+
+    return NeverStopped(pictures, tmp_path_factory.mktemp("never_stopped"))

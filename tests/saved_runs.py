@@ -23,12 +23,12 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from harness import folders, resolve, train
-from harness.checkpoint import FOLDER, WEIGHTS, Checkpoint, open_checkpoint, read, whole_ones
-from harness.config import RunConfig
+from harness.checkpoint import WEIGHTS, Checkpoint, open_checkpoint, read, whole_ones
+from harness.config import CHECKPOINTS, RunConfig
 from harness.flags import configs_of
 from harness.images import open_images
 from harness.progress import Teller
-from harness.rank import ABOUT, attempt, rank_trial
+from harness.rank import attempt, rank_trial
 from harness.resume import located, refuse_another_run
 from harness.state import Keeper, Saved
 from harness.workload import Built, Rank, build
@@ -53,7 +53,7 @@ class Kept:
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
-        return [read(each) for each in whole_ones(self.folder / FOLDER)]
+        return [read(each) for each in whole_ones(self.folder / CHECKPOINTS)]
 
     def at(self, step: int) -> Path:
         """The checkpoint of this step."""
@@ -93,8 +93,7 @@ def kept(pictures: Path, folder: Path, *faults: Fault, resume: Path | None = Non
         refuse_another_run(config, images, folders.dataset_cells(images))
     launch = folders.Launch.begin(config, images, table, "group", 2, 1)
     rank, seen, order = Rank(0, 1, torch.device("cpu")), train.Seen(), []
-    about = {**launch.told, "classes": list(images.classes)}
-    keeper = Keeper(launch.folder, config, {name: about[name] for name in ABOUT}) if config.checkpoint_every else None
+    keeper = Keeper.of(launch.folder, config, launch.told, images.classes) if config.checkpoint_every else None
     saved = Saved.read(open_checkpoint(config.resume), 0) if config.resume else None
 
     def noted(batch: Batch) -> Batch:

@@ -70,6 +70,7 @@ BAD = {
         ["alexnet-tanh", "--block"],
     ),
     "pictures for a pipeline that reads none": (["--pipeline", "synthetic", "--data", "."], ["synthetic", "--data"]),
+    "images to leave out of none": (["--exclude", "names.txt"], ["--exclude", "give --data too"]),
     "seven views": (["--views", "7"], ["--views", "7", "1, 10"]),
     "ten views of what has one": (["--views", "10", "--augment", "none"], ["--views 10", "--augment none"]),
     "drops of a rate that is constant": (["--drops", "3"], ["--schedule constant", "--drops"]),
@@ -194,6 +195,11 @@ def test_the_papers_images_a_step_are_shared_by_the_ranks_and_two_of_them_hold_i
     assert (one.schedule, one.patience, one.decay_form, one.epochs) == ("plateau", 5, "paper", 90)
     assert asked("--recipe", "paper", "--cpus", "2", "--model", "alexnet-half")[0].parallel == "data"
     assert asked("--recipe", "paper", "--images-per-gpu", "4")[0].images_per_gpu == 4
+
+
+def test_an_error_to_end_at_needs_evaluations_typed_or_of_the_recipe() -> None:
+    (config,) = asked("--recipe", "modern", "--target-train-error-pct", "25")
+    assert (config.target_train_error_pct, config.evaluate_every) == (25, 1_281_167)
 
 
 def test_the_sources_recipe_is_its_own_network_and_end_of_training() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -78,19 +78,6 @@ def test_a_rank_killed_at_any_moment_ends_the_job_and_leaves_nothing(
 
 
 # --- runs that save themselves ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def runs(pictures: Path, tmp_path: Path) -> Iterator[Runs]:
-    """Runs with a table of this test's; whatever is left of them ends with the test."""
-    begun = Runs(pictures, tmp_path / "table.csv")
-    yield begun
-    begun.clear_away()
-
-
-@pytest.fixture(scope="module")
-def never_stopped(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> NeverStopped:
-    return NeverStopped(pictures, tmp_path_factory.mktemp("never_stopped"))
 
 
 def furthest(runs: Runs) -> Path | None:

@@ -6,8 +6,6 @@ import random
 import resource
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from killed_runs import (
@@ -26,19 +24,6 @@ from runs import rows, wait_for
 from saved_runs import state, unfinished
 
 from harness.checkpoint import open_checkpoint
-
-
-@pytest.fixture
-def runs(pictures: Path, tmp_path: Path) -> Iterator[Runs]:
-    """Runs with a table of this test's; whatever is left of them ends with the test."""
-    begun = Runs(pictures, tmp_path / "table.csv")
-    yield begun
-    begun.clear_away()
-
-
-@pytest.fixture(scope="module")
-def never_stopped(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> NeverStopped:
-    return NeverStopped(pictures, tmp_path_factory.mktemp("never_stopped"))
 
 
 def test_a_run_stopped_by_signals_goes_on_by_the_words_it_ends_with(runs: Runs, never_stopped: NeverStopped) -> None:

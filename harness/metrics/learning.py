@@ -90,16 +90,19 @@ def evaluation_points(trial: Trial) -> list[Evaluation]:
     return points
 
 
-def top1_error_pct(evaluation: Evaluation) -> float:
-    """NaN where no image was evaluated."""
-    return 100 * (1 - evaluation.top1_correct / evaluation.images) if evaluation.images else math.nan
+def errors_pct(evaluation: Evaluation) -> tuple[float, float] | tuple[None, None]:
+    """Top-1 and top-5; None where no image was evaluated."""
+    if not evaluation.images:
+        return None, None
+    top1, top5 = (100 * (1 - n / evaluation.images) for n in (evaluation.top1_correct, evaluation.top5_correct))
+    return top1, top5
 
 
 def val_top1_error_pct(trial: Trial) -> float | None:
     points = evaluation_points(trial)
-    return top1_error_pct(points[-1]) if points and points[-1].images else None
+    return errors_pct(points[-1])[0] if points else None
 
 
 def val_top5_error_pct(trial: Trial) -> float | None:
     points = evaluation_points(trial)
-    return 100 * (1 - points[-1].top5_correct / points[-1].images) if points and points[-1].images else None
+    return errors_pct(points[-1])[1] if points else None

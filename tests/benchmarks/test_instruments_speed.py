@@ -20,12 +20,13 @@ from harness.agree import Ranks
 from harness.config import RunConfig
 from harness.course import Course
 from harness.heartbeat import Heartbeat
+from harness.job import Job
 from harness.measure import Workload, synchronise
 from harness.progress import Teller
 from harness.schedule import Schedule
 from harness.schemes import Scheme
 from harness.seen import Seen, Signals
-from harness.train import Job, telemetry_of, train_timed, watched
+from harness.train import telemetry_of, train_timed, watched
 from harness.update import Rates
 from harness.workload import Built, Rank
 from pipelines import Batch, State
