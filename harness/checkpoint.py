@@ -41,8 +41,7 @@ class Checkpoint:
     """A checkpoint whose manifest is whole. `manifest` holds, beside `files` (name -> sha256):
 
     run_id, step, total_steps (where the run ends; None: not known yet), images_seen, epochs_done; asked (a RunConfig's
-    columns), classes (names in the labels' order), dataset (the row's cells about it); best (whether its error was the lowest
-    so far), val_images, val_top1_error_pct, val_top5_error_pct (None without an evaluation at this step).
+    columns), classes (names in the labels' order), dataset (the row's cells about it); val_images, val_top1_error_pct, val_top5_error_pct (None without an evaluation at this step).
     """
 
     folder: Path
@@ -153,9 +152,14 @@ def begin(run_folder: Path, step: int) -> Path:
     root = run_folder / CHECKPOINTS
     root.mkdir(parents=True, exist_ok=True)
     forget_unfinished(run_folder)
-    folder = root / f"{UNFINISHED}{step:09}"
+    folder = unfinished(run_folder, step)
     folder.mkdir()
     return folder
+
+
+def unfinished(run_folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is written until it is whole."""
+    return run_folder / CHECKPOINTS / f"{UNFINISHED}{step:09}"
 
 
 def forget_unfinished(run_folder: Path) -> None:

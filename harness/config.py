@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from harness.schedule import FORMS, drops, layer_rates
 from harness.schedule import KINDS as SCHEDULES
-from harness.schedule import drops, layer_rates
 from pipelines.augment import JITTER
 
 PARALLEL = ("data", "columns", "hybrid")
@@ -85,7 +85,7 @@ class RunConfig:
     patience: int | None = asked("task", "of --schedule plateau: evaluations without a lower error before the rate drops; 5 if left out", None, parse=whole(1))
     warmup_epochs: float = asked("task", "epochs over which the rate rises to --learning-rate", 0.0, parse=real(0))
     layer_rates: str | None = asked("task", "rates of single layers from an epoch on, 0 to freeze, as conv1@67=0.00001,conv1@72=0", None, parse=layer_rates)
-    decay_form: str = asked("task", "how momentum meets a new rate: as torch has it, or as the paper prints it", "torch", choices=("torch", "paper"))
+    decay_form: str = asked("task", "how momentum meets a new rate: as torch has it, or as the paper prints it", "torch", choices=FORMS)
     noise_epochs: float | None = asked("task", "epochs with the colour noise of --augment paper or code2012; all of them if left out", None, parse=real(0))
     fine_tune_from: str | None = asked("task", "checkpoint whose weights this run starts from, but for the last layer's", None)
     momentum: float = asked("task", "momentum", 0.9, parse=real(0, maximum=1))

@@ -33,6 +33,9 @@ def counts(text: str) -> tuple[int, ...]:
 
 counts.__name__ = "number of ranks"
 
+# What a recipe cannot say: which ranks and images, and which run or recipe it is about.
+OF_ONE_RUN = (*PLACES, "gpus", "cpus", "nodes", "resume", "recipe")
+
 
 def add_run(commands: Any, call: Callable[[argparse.Namespace], int]) -> None:
     """The command `run`, which `call` carries out."""
@@ -78,22 +81,29 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
         from harness.resume import completed
 
         typed = completed(typed)
-    refuse_both(typed)
     gpus, cpus = typed.pop("gpus", None), typed.pop("cpus", None)
+    if gpus and cpus:
+        raise AskedWrongly("--gpus and --cpus were both asked and a run has ranks of one kind: give one of them")
     recipe = typed.pop("recipe", "throughput" if gpus else "smoke")
     named = RECIPES[recipe] if recipe in RECIPES else recipe_of(recipe)
+    # What a person wrote into a recipe of their own was asked as if it had been typed.
+    said = typed if recipe in RECIPES else settings("", typed, named)
+    refuse_both(said)
     model = typed.setdefault("model", named.get("model", RunConfig.model))
     side = models.image_size(model)
-    if typed.setdefault("image_size", side) != side:
-        raise AskedWrongly(f"--image-size {typed['image_size']} was asked and {model} takes {side}: leave it out")
+    if said.get("image_size", side) != side:
+        raise AskedWrongly(f"--image-size {said['image_size']} was asked and {model} takes {side}: leave it out")
+    typed["image_size"] = side
     if model in models.OWN_INIT:
-        if "init" in typed:
+        if "init" in said:
             raise AskedWrongly(f"--init was asked and {model} has its own initial weights: leave --init out")
         typed["init"] = None
     asked = settings(Path(recipe).stem, typed, named)
+    if not any(asked.get(length) for length in LENGTHS):
+        raise AskedWrongly(f"--recipe {recipe} has no length: give it steps, timed_seconds or epochs, or type one")
     asked |= of_the_rate(asked)
-    refuse_saving(asked, typed)
-    refuse_augmentation(asked)
+    asked |= of_the_augmentation(asked, said)
+    refuse_saving(asked, said)
     kind = "gpus" if gpus else "cpus"
     schemes, job = models.schemes(model), int(os.environ.get("WORLD_SIZE", "1"))
     try:
@@ -105,20 +115,18 @@ def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
         raise AskedWrongly(f"--recipe {asked['recipe']}: {error}") from error
 
 
-def refuse_both(typed: dict[str, Any]) -> None:
-    """AskedWrongly where two flags were typed of which a run has one."""
-    if typed.get("gpus") and typed.get("cpus"):
-        raise AskedWrongly("--gpus and --cpus were both asked and a run has ranks of one kind: give one of them")
-    lengths = [f"--{name.replace('_', '-')}" for name in LENGTHS if name in typed]
+def refuse_both(said: dict[str, Any]) -> None:
+    """AskedWrongly where two flags were given of which a run has one."""
+    lengths = [f"--{name.replace('_', '-')}" for name in LENGTHS if name in said]
     if len(lengths) > 1:
         raise AskedWrongly(f"{' and '.join(lengths)} were both asked and a run has one length: give one of them")
-    of_images = [f"--{name}" for name in (*PLACES, "views") if name in typed]
-    if typed.get("pipeline") == "synthetic" and of_images:
+    of_images = [f"--{name}" for name in (*PLACES, "views") if name in said]
+    if said.get("pipeline") == "synthetic" and of_images:
         raise AskedWrongly(f"--pipeline synthetic reads no images and {of_images[0]} was given: leave one of them out")
 
 
-def refuse_augmentation(asked: dict[str, Any]) -> None:
-    """AskedWrongly where views or jitter were asked of an augmentation that has none."""
+def of_the_augmentation(asked: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """What a typed --augment leaves of its recipe's; AskedWrongly where it has not what was `said` of it."""
     augment = asked.get("augment", RunConfig.augment)
     if augment == "none" and asked.get("views", 1) > 1:
         raise AskedWrongly(
@@ -128,6 +136,13 @@ def refuse_augmentation(asked: dict[str, Any]) -> None:
         raise AskedWrongly(
             f"--jitter was given and --augment {augment} jitters no colours: ask for --augment rrc+jitter"
         )
+    if augment in pipelines.NOISY or asked.get("noise_epochs") is None:
+        return {}
+    if "noise_epochs" in said:
+        raise AskedWrongly(
+            f"--noise-epochs was given and --augment {augment} has no colour noise: ask for --augment {' or '.join(pipelines.NOISY)}"
+        )
+    return {"noise_epochs": None}
 
 
 def recipe_of(file: str) -> dict[str, Any]:
@@ -143,26 +158,36 @@ def recipe_of(file: str) -> dict[str, Any]:
         raise AskedWrongly(
             f"--recipe {file} cannot be read ({getattr(error, 'strerror', None) or error}): give a TOML file"
         ) from None
-    flags = {field.name: field for field in fields(RunConfig) if field.name != "recipe"}
+    flags = {field.name: field for field in fields(RunConfig) if field.name not in OF_ONE_RUN}
     for name in said:
+        if name in OF_ONE_RUN:
+            raise AskedWrongly(f"--recipe {file} has {name}, which is of one run and no recipe's: type it, as a flag")
         if name not in flags and name not in OF_THE_JOB:
             near = get_close_matches(name, [*flags, *OF_THE_JOB], n=1)
             raise AskedWrongly(
                 f"--recipe {file} has a field {name!r}, which no run has: "
                 + (f"did you mean {near[0]!r}?" if near else "its fields are run's flags, with _ for - (run --help)")
             )
-    return {name: checked(file, flags[name], value) if name in flags else value for name, value in said.items()}
+    found = {name: checked(file, name, value) for name, value in said.items()}
+    refuse_both(found)
+    return found
 
 
-def checked(file: str, field: Any, value: Any) -> Any:
-    """A recipe file's value, as the flag of this field would take it."""
-    choices = CHOICES.get(field.name, field.metadata["choices"])
+def checked(file: str, name: str, value: Any) -> Any:
+    """A recipe file's value, as the flag of this name would take it."""
+    if name in OF_THE_JOB:
+        parse, choices = OF_THE_JOB[name], None
+    else:
+        about = next(field.metadata for field in fields(RunConfig) if field.name == name)
+        parse, choices = about["parse"], CHOICES.get(name, about["choices"])
     try:
-        parsed = field.metadata["parse"](f"{value:g}" if isinstance(value, float) else str(value))
-    except (ValueError, argparse.ArgumentTypeError) as error:
-        raise AskedWrongly(f"--recipe {file} has {field.name} = {value!r}: {error}") from None
+        parsed = parse(f"{value:g}" if isinstance(value, float) else str(value))
+    except argparse.ArgumentTypeError as error:
+        raise AskedWrongly(f"--recipe {file} has {name} = {value!r}: {error}") from None
+    except ValueError:
+        raise AskedWrongly(f"--recipe {file} has {name} = {value!r}: give a {parse.__name__}") from None
     if choices and parsed not in choices:
-        raise AskedWrongly(f"--recipe {file} has {field.name} = {value!r}: choose from {', '.join(map(str, choices))}")
+        raise AskedWrongly(f"--recipe {file} has {name} = {value!r}: choose from {', '.join(map(str, choices))}")
     return parsed
 
 
@@ -187,16 +212,16 @@ def of_the_rate(asked: dict[str, Any]) -> dict[str, Any]:
     return {"patience": asked.get("patience") or PATIENCE}
 
 
-def refuse_saving(asked: dict[str, Any], typed: dict[str, Any]) -> None:
+def refuse_saving(asked: dict[str, Any], said: dict[str, Any]) -> None:
     """AskedWrongly where what belongs to checkpoints was asked without them, or where several launches would share them."""
     if not asked.get("checkpoint_every"):
         for name in ("keep", "time_limit", "max_restarts"):
-            if typed.get(name):
+            if said.get(name):
                 raise AskedWrongly(
                     f"--{name.replace('_', '-')} was given and this run saves nothing: say how often with --checkpoint-every"
                 )
     elif asked.get("launches", 1) > 1:
-        if typed.get("launches"):
+        if said.get("launches"):
             raise AskedWrongly(
                 "--launches and --checkpoint-every were both asked and a run that is saved is one launch: leave one out"
             )

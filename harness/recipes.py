@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from harness.config import whole
 
 IMAGENET = 1_281_167  # training images of ILSVRC-2012: an epoch
 
+
+def true_or_false(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+true_or_false.__name__ = "true or false"
+
 # Only a number of ranks makes these into fields of RunConfig: images a step of the whole job, and whether two ranks hold a
 # column of the network each.
-OF_THE_JOB = ("images_per_step", "columns_on_two")
+OF_THE_JOB: dict[str, Callable[[str], Any]] = {"images_per_step": whole(1), "columns_on_two": true_or_false}
 RECIPES: dict[str, dict[str, Any]] = {
     # Learns visibly within three minutes on two CPU cores. fp32, since on a CPU without bf16 instructions
     # bf16 is far slower, and what is computed must not depend on the machine.

@@ -99,8 +99,10 @@ def words_to_go_on(run_folder: Path, config: RunConfig, table: Path) -> str:
             if open_checkpoint(place).at_its_end:
                 return ""
             places = [word for name in PLACES if (at := getattr(config, name)) for word in (f"--{name}", at)]
-            words = ["python", "-m", "harness", "run", "--resume", str(place), *places, "--table", str(table)]
-            return shlex.join(words)
+            words = ["run", "--resume", str(place), *places, "--table", str(table)]
+            # Ranks of several machines are brought by whoever brought them before.
+            by = ["-m", "harness"] if config.nodes > 1 else ["python", "-m", "harness"]
+            return shlex.join([*by, *words]) + (" (under torchrun, as before)" if config.nodes > 1 else "")
     return ""
 
 

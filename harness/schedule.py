@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 KINDS = ("constant", "plateau", "epochs", "steps")
 PAPER_DROPS = 3
+FORMS = ("torch", "paper")  # of the update: see update.py
 
 
 @dataclass(frozen=True)

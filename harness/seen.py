@@ -42,7 +42,7 @@ class Seen:
 
 class Signals:
     """SIGINT, SIGTERM and SIGALRM (the time limit) end the rank at once, except where that is deferred: within a timed window,
-    which then ends after its step."""
+    which then ends after its step, and in a run that saves itself, until all its ranks can stop at one step."""
 
     def __init__(self) -> None:
         self.asked: int | None = None

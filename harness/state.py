@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from harness import checkpoint
 from harness.agree import Ranks, everyones
 from harness.checkpoint import Checkpoint
-from harness.config import CHECKPOINTS, AskedWrongly, RunConfig
+from harness.config import AskedWrongly, RunConfig
 from harness.metrics.learning import errors_pct
 from harness.seen import Seen
 from harness.trial import Evaluation, Window, from_json
@@ -116,7 +116,7 @@ class Keeper:
         """
         seen.recording.fold()
         step = seen.recording.steps
-        folder = self.folder / CHECKPOINTS / f"{checkpoint.UNFINISHED}{step:09}"
+        folder = checkpoint.unfinished(self.folder, step)
 
         def write() -> None:
             write_tensors(folder, tensors_of(built, seen, rank))
@@ -132,7 +132,7 @@ class Keeper:
             if wrong := trouble_of(work, ranks):
                 if first:
                     shutil.rmtree(folder, ignore_errors=True)
-                before = bool(checkpoint.whole_ones(folder.parent))
+                before = bool(checkpoint.whole_ones(folder.parent)) or self.config.resume is not None
                 to_do = "go on with --resume, for what was saved before is whole" if before else "begin again"
                 raise AskedWrongly(
                     f"step {step} could not be saved in {folder.parent} ({wrong}): make room there and {to_do}"
@@ -222,14 +222,13 @@ def told_of(seen: Seen, rates: list[float], input_state: State | None) -> dict[s
 def progress(seen: Seen, config: RunConfig, train_images: int) -> dict[str, Any]:
     """How far the run has come, as a manifest has it."""
     step = seen.recording.steps
-    evaluated = [(each, *errors_pct(each)) for each in seen.job_evaluations if each.images]
-    newest, top1, top5 = evaluated[-1] if evaluated and evaluated[-1][0].step == step else (None, None, None)
+    newest = next((each for each in seen.job_evaluations if each.step == step), None)
+    top1, top5 = errors_pct(newest) if newest else (None, None)
     return {
         "step": step,
         "total_steps": seen.total_steps,
         "images_seen": step * config.images_per_step,
         "epochs_done": step * config.images_per_step / train_images,
-        "best": top1 is not None and top1 == min(error for _, error, _ in evaluated if error is not None),
         "val_images": newest.images if newest else None,
         "val_top1_error_pct": top1,
         "val_top5_error_pct": top5,

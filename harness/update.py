@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 import models
 from harness.config import AskedWrongly, RunConfig
 from harness.schedule import (
+    FORMS,
     LayerRate,
     Schedule,
     covers,
@@ -29,7 +30,6 @@ from harness.schedule import (
     rate_factor,
 )
 
-FORMS = ("torch", "paper")
 MEMBER = "member"  # key of a group of `groups_by_layer`: the name of one of its parameters, which stands for all
 
 

@@ -42,6 +42,7 @@ PIPELINES = {
 }
 AUGMENTS = ("rrc", "rrc+jitter", "paper", "code2012", "none")
 RANDOM_RESIZED = ("rrc", "rrc+jitter")
+NOISY = ("paper", "code2012")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "float16", "uint8")
 VIEWS = (1, 10)

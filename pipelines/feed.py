@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import RANDOM_RESIZED, DataError, Request
+from pipelines import NOISY, DataError, Request
 from pipelines.draws import draws
 from pipelines.order import Order
 
@@ -72,8 +72,6 @@ class Feed:
 
 def numbers_of(request: Request) -> tuple[str, ...]:
     """Fields of `Draws` that the graph takes in training."""
-    if request.augment == "none":
-        return ()
-    if request.augment not in RANDOM_RESIZED:
+    if request.augment in NOISY:
         return ("mirror", "offset", "noise")
-    return ("mirror", "jitter") if request.augment == "rrc+jitter" else ("mirror",)
+    return {"rrc": ("mirror",), "rrc+jitter": ("mirror", "jitter"), "none": ()}[request.augment]

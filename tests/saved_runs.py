@@ -7,7 +7,6 @@ import csv
 import hashlib
 import json
 import logging
-import warnings
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,6 @@ from planted import SMALL, Fault, as_in_a_rank, each_batch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from harness import folders, resolve, train
 from harness.checkpoint import WEIGHTS, Checkpoint, open_checkpoint, read, whole_ones
@@ -30,7 +28,7 @@ from harness.images import open_images
 from harness.progress import Teller
 from harness.rank import attempt, rank_trial
 from harness.resume import located, refuse_another_run
-from harness.state import Keeper, Saved
+from harness.state import Keeper, Saved, read_tensors
 from harness.workload import Built, Rank, build
 from pipelines import Batch
 
@@ -146,9 +144,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         for name, item in known.items()
         if isinstance(item, TensorStorageMetadata)
     }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load(found, checkpoint_id=folder, no_dist=True)
+    read_tensors(folder, found, alone=True)
     return found
 
 

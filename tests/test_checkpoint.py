@@ -26,7 +26,7 @@ def about(step: int, error: float | None = None, **changes: Any) -> dict[str, An
     config = RunConfig(cpus=2, model="cifar-18pct", data="/somewhere/pictures")
     return {
         "run_id": "run-1", "step": step, "total_steps": 300, "images_seen": 4 * step, "epochs_done": step / 100,
-        "asked": config.columns(), "classes": ["cat", "dog"], "dataset": {"dataset_id": "0123"}, "best": False,
+        "asked": config.columns(), "classes": ["cat", "dog"], "dataset": {"dataset_id": "0123"},
         "val_images": 10, "val_top1_error_pct": error, "val_top5_error_pct": error, **changes,
     }  # fmt: skip
 

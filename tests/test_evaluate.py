@@ -85,7 +85,7 @@ def saved(run: Path, seed: int = 1, *, classes: Sequence[str] = CLASSES, spoil: 
     save_file(weights, folder / checkpoint.WEIGHTS)
     about = {
         "run_id": run.name, "step": 1200, "images_seen": 2400, "epochs_done": 2.5, "asked": config.columns(),
-        "classes": list(classes), "dataset": {"dataset_id": "0123", "statistics_id": statistics_id}, "best": True,
+        "classes": list(classes), "dataset": {"dataset_id": "0123", "statistics_id": statistics_id},
         "val_images": None, "val_top1_error_pct": None, "val_top5_error_pct": None,
     }  # fmt: skip
     checkpoint.seal(folder, about)

@@ -176,7 +176,7 @@ MAY_IMPORT = {
     "trial": set(),
     "progress": set(),
     "environment": set(),
-    "recipes": set(),
+    "recipes": {"config"},
     "config": {"schedule"},
 }
 TORCH_FREE = tuple(

@@ -38,7 +38,7 @@ def saved(
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
     about = {
         "run_id": run.name, "step": 12, "images_seen": 24, "epochs_done": 1.0, "asked": config.columns(), "classes": list(classes),
-        "dataset": dataset, "best": True, "val_images": None, "val_top1_error_pct": None, "val_top5_error_pct": None,
+        "dataset": dataset, "val_images": None, "val_top1_error_pct": None, "val_top5_error_pct": None,
     }  # fmt: skip
     return seal(folder, about).folder
 

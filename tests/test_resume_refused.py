@@ -189,7 +189,7 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_offered(
     harm(bad / name)
     for place in (bad, root, root.parent):
         sentence = refused("--resume", place)
-        assert name in sentence.removeprefix(str(bad))
+        assert name in sentence
         assert str(bad) in sentence
         assert sentence.endswith(f": use {good}")
     flip(good / "weights.safetensors")
