@@ -57,33 +57,46 @@ def add_run(commands: Any, call: Callable[[argparse.Namespace], int]) -> None:
         in_recipes = {name: values[field.name] for name, values in RECIPES.items() if field.name in values}
         note = ", ".join(f"{name} {value}" for name, value in in_recipes.items())
         note = note or (f"default {field.default}" if field.default not in (None, "") else "")
-        choices = CHOICES.get(field.name, about["choices"])
-        sections[about["kind"]].add_argument(
-            "--" + field.name.replace("_", "-"),
-            dest=field.name,
-            type=counts if field.name in ("gpus", "cpus") else about["parse"],
-            choices=choices,
-            metavar=None if choices else about["parse"].__name__.split()[-1].upper(),
-            default=argparse.SUPPRESS,
-            help=f"{about['help']} ({note})" if note else about["help"],
-        )
+        several = {"type": counts} if field.name in ("gpus", "cpus") else {}
+        add_field(sections[about["kind"]], field, note, **several)
     run.add_argument("--table", type=Path, help="table to append to (default results/<machine>.csv)")
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     run.set_defaults(call=call)
 
 
-def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
-    """What was asked, a RunConfig for each row group; AskedWrongly for flags that exclude each other."""
+def add_field(to: argparse._ActionsContainer, field: Any, note: str = "", **changes: Any) -> None:
+    """The flag of a field of RunConfig, whose help ends in `(note)`; one that is not typed is no attribute."""
+    about = field.metadata
+    choices = CHOICES.get(field.name, about["choices"])
+    flag = {
+        "dest": field.name,
+        "type": about["parse"],
+        "choices": choices,
+        "metavar": None if choices else about["parse"].__name__.split()[-1].upper(),
+        "default": argparse.SUPPRESS,
+        "help": f"{about['help']} ({note})" if note else about["help"],
+    }
+    to.add_argument("--" + field.name.replace("_", "-"), **{**flag, **changes})
+
+
+def typed_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of RunConfig that were typed; AskedWrongly where ranks of both kinds were."""
     typed = {
         field.name: getattr(arguments, field.name) for field in fields(RunConfig) if hasattr(arguments, field.name)
     }
+    if typed.get("gpus") and typed.get("cpus"):
+        raise AskedWrongly("--gpus and --cpus were both asked and a run has ranks of one kind: give one of them")
+    return typed
+
+
+def configs_of(arguments: argparse.Namespace) -> list[RunConfig]:
+    """What was asked, a RunConfig for each row group; AskedWrongly for flags that exclude each other."""
+    typed = typed_of(arguments)
     if "resume" in typed:
         from harness.resume import completed
 
         typed = completed(typed)
     gpus, cpus = typed.pop("gpus", None), typed.pop("cpus", None)
-    if gpus and cpus:
-        raise AskedWrongly("--gpus and --cpus were both asked and a run has ranks of one kind: give one of them")
     recipe = typed.pop("recipe", "throughput" if gpus else "smoke")
     named = RECIPES[recipe] if recipe in RECIPES else recipe_of(recipe)
     # What a person wrote into a recipe of their own was asked as if it had been typed.
