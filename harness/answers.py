@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from harness.checkpoint import Checkpoint
 from harness.config import AskedWrongly, RunConfig
 from harness.predictions import BEST
-from harness.workload import autocast, each_image_once, exact_fp32, trained_network
+from harness.workload import autocast, each_image_once, trained_networks
 from pipelines import Batch
 from pipelines.dataset.statistics import Statistics
 from pipelines.sources.imageset import Split
@@ -45,12 +45,7 @@ def answers_of(
     The images are decoded once, so all networks are held at once: AlexNet takes 0.25 GB. `progress` is told how many images are
     done. AskedWrongly for weights that are not what was saved or of another network, and where memory is short.
     """
-    exact_fp32()
-    torch.set_num_threads(config.torch_threads or 1)
-    device = torch.device("cuda:0" if config.on_gpu else "cpu")
-    networks = [
-        trained_network(RunConfig.of(each.asked), len(each.classes), each.weights(), device) for each in checkpoints
-    ]
+    networks, device = trained_networks(config, checkpoints)
     try:
         with closing(each_image_once(config, split, device, statistics)) as batches:
             return answered(networks, config, batches, len(split), progress)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.config import AskedWrongly
+from harness.metrics.intervals import CONFIDENCE
 from harness.metrics.limits import INPUT_BOUNDS
 from harness.noise import measured_beside
 from harness.pairs import (
-    CONFIDENCE,
     KINDS,
     LISTED_AT_MOST,
     ONE_AT_A_TIME,

@@ -77,11 +77,11 @@ def add_data(commands: Any, parser_class: Any) -> None:
 
 
 @contextmanager
-def shown(phase: str) -> Iterator[Callable[[int, int], None]]:
-    """`progress(done, of)` as a bar with rate and time left."""
+def shown(phase: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """`progress(done, of)` as a bar with rate and time left; `quiet` shows nothing."""
     begun_s, before = time.monotonic(), -1
     # A way of its own to the terminal: `data check` leads standard error elsewhere while the decoders work.
-    with os.fdopen(os.dup(2), "w") as stream, Display(quiet=False, stream=stream) as display:
+    with os.fdopen(os.dup(2), "w") as stream, Display(quiet=quiet, stream=stream) as display:
         display.show({"phase": phase})
 
         def progress(done: int, of: int) -> None:

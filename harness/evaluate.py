@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -12,16 +11,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import PLACES, AskedWrongly, RunConfig, whole
+from harness.data import made, shown
+from harness.flags import add_field
+from harness.predictions import (
+    BEST,
+    EVALUATIONS,
+    Evaluation,
+    Prediction,
+    comparison_words,
+    errors_words,
+    image_names,
+    in_order,
+    paired,
+    read_evaluation,
+    write_evaluation,
+)
+from harness.showing import VIEWS_PER_BATCH, config_for, opened
 
 if TYPE_CHECKING:
     from harness.answers import Answers
     from harness.checkpoint import Checkpoint
-    from harness.predictions import Evaluation, Prediction
     from pipelines.sources.imageset import ImageSet
 
-DEFAULT_OUT = Path("results/evaluations")
+DEFAULT_OUT = Path("results") / EVALUATIONS
 ASKED = (*PLACES, "views", "precision")
-DEFAULTS = {"views": "10, or 1 for a network of --augment none", "precision": "the checkpoint's own"}
+NOTES = {"views": "default 10, or 1 for a network of --augment none", "precision": "default the checkpoint's own"}
 MACHINE = ("cpu_name", "gpu_name", "torch", "dali", "harness", "git_commit")
 
 
@@ -42,19 +56,13 @@ def add_evaluate(commands: Any) -> None:
     )
     for field in fields(RunConfig):
         if field.name in ASKED:
-            about, default = field.metadata, DEFAULTS.get(field.name)
-            command.add_argument(
-                f"--{field.name}",
-                type=about["parse"],
-                choices=about["choices"],
-                metavar=None if about["choices"] else "PATH",
-                help=f"{about['help']} (default {default})" if default else about["help"],
-            )
+            of_places = {"metavar": "PATH"} if field.name in PLACES else {}
+            add_field(command, field, NOTES.get(field.name, ""), default=None, **of_places)
     command.add_argument(
         "--images-per-batch",
         metavar="NUMBER",
         type=whole(1),
-        help="images at once, each with its views (default 16 with ten, 160 with one)",
+        help=f"images at once, each with its views (default {VIEWS_PER_BATCH // 10} with ten, {VIEWS_PER_BATCH} with one)",
     )
     command.add_argument(
         "--out", metavar="FOLDER", type=Path, default=DEFAULT_OUT, help=f"where its folder goes (default {DEFAULT_OUT})"
@@ -71,18 +79,16 @@ def add_evaluate(commands: Any) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     from harness.checkpoint import open_checkpoint
-    from harness.data import made
-    from harness.predictions import read_evaluation, write_evaluation
-    from harness.showing import config_for, opened
 
     checkpoints = [open_checkpoint(place) for place in arguments.checkpoints]
-    config = config_for(arguments, checkpoints)
+    asked = {name: getattr(arguments, name) for name in (*ASKED, "images_per_batch")}
+    config = config_for(checkpoints, **asked)
     made(arguments.out)
     earlier = read_evaluation(arguments.against) if arguments.against else None
     images = opened(config, checkpoints, quiet=arguments.quiet)
     # Other images are refused before an hour's work.
     before = predictions_on(images, earlier) if earlier else []
-    answers = shown(config, checkpoints, images, quiet=arguments.quiet)
+    answers = answers_shown(config, checkpoints, images, quiet=arguments.quiet)
     predictions = predictions_of(images, answers)
     done = write_evaluation(arguments.out, told(config, checkpoints, images, answers), predictions)
     if not arguments.quiet:
@@ -96,43 +102,34 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 # --- what is answered ---------------------------------------------------------------------------------------------
 
 
-def shown(config: RunConfig, checkpoints: Sequence[Checkpoint], images: ImageSet, *, quiet: bool) -> Answers:
+def answers_shown(config: RunConfig, checkpoints: Sequence[Checkpoint], images: ImageSet, *, quiet: bool) -> Answers:
     """The networks' answers, with a bar while they come."""
     from harness.answers import answers_of
-    from harness.progress import Display
 
     assert images.val is not None
-    of, begun_s = len(images.val), time.monotonic()
-    with Display(quiet=quiet) as display:
-        display.show({"phase": "evaluate"})
-
-        def progress(done: int) -> None:
-            rate = done / max(time.monotonic() - begun_s, 1e-9)
-            display.show({"phase": "evaluate", "done": done, "of": of, "share": done / of, "images_per_s": rate})
-
-        return answers_of(config, checkpoints, images.val, images.statistics, progress)
+    of = len(images.val)
+    with shown("evaluate", quiet=quiet) as progress:
+        progress(0, of)
+        return answers_of(config, checkpoints, images.val, images.statistics, lambda done: progress(done, of))
 
 
 def predictions_of(images: ImageSet, answers: Answers) -> list[Prediction]:
     """Those of the average, in the split's order."""
-    from harness.predictions import Prediction, image_names
-
     assert images.val is not None
-    each = zip(image_names(images), images.val.labels, answers.p_label[-1], answers.best[-1].tolist(), strict=True)
+    names = image_names(images, images.val)
+    each = zip(names, images.val.labels, answers.p_label[-1], answers.best[-1].tolist(), strict=True)
     return [Prediction(place, name, label, float(p), tuple(best)) for place, (name, label, p, best) in enumerate(each)]
 
 
 def predictions_on(images: ImageSet, earlier: Evaluation) -> list[Prediction]:
     """An earlier evaluation's, in the order of these images; AskedWrongly where it is of others."""
-    from harness.predictions import image_names, in_order
-
     theirs = earlier.about["dataset"]["dataset_id"]
     if theirs != images.dataset_id:
         raise AskedWrongly(
             f"{earlier.folder} is of other images (dataset {theirs}) than these (dataset {images.dataset_id}): give both the same --data"
         )
     assert images.val is not None
-    return in_order(earlier.predictions(), image_names(images), images.val.labels, str(earlier.folder))
+    return in_order(earlier.predictions(), image_names(images, images.val), images.val.labels, str(earlier.folder))
 
 
 def told(config: RunConfig, checkpoints: Sequence[Checkpoint], images: ImageSet, answers: Answers) -> dict[str, Any]:
@@ -140,12 +137,11 @@ def told(config: RunConfig, checkpoints: Sequence[Checkpoint], images: ImageSet,
     from harness import environment
     from harness.answers import wrong
     from harness.folders import dataset_cells
-    from harness.predictions import BEST
 
     assert images.val is not None
     now = datetime.now(UTC)
     top1, top5 = (wrong(answers, images.val.labels, among).sum(axis=1).tolist() for among in (1, BEST))
-    machine = environment.machine(int(config.on_gpu), Path(images.val.files[0]).parent)
+    machine = environment.machine(int(config.on_gpu), ".")
     return {
         "evaluation_id": f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
         "made_at": now.isoformat(timespec="seconds"),
@@ -178,7 +174,6 @@ def cells_of(checkpoint: Checkpoint) -> dict[str, Any]:
 def report(done: Evaluation, images: ImageSet, answers: Answers) -> list[str]:
     """A line on how it was done, one for the errors of each network and of their average, and what sets the first apart."""
     from harness.answers import wrong
-    from harness.predictions import comparison_words, errors_words, paired
 
     assert images.val is not None
     about, nets = done.about, done.about["checkpoints"]
@@ -203,8 +198,6 @@ def against(
     earlier: Evaluation, before: Sequence[Prediction], now: Sequence[Prediction], images: ImageSet
 ) -> list[str]:
     """An earlier evaluation and this one on the same images in the same order."""
-    from harness.predictions import comparison_words, paired
-
     lines = [f"against {earlier.evaluation_id} ({earlier.way})"]
     for among in informative(images):
         pairs = paired([each.wrong(among) for each in before], [each.wrong(among) for each in now])
@@ -214,6 +207,4 @@ def against(
 
 def informative(images: ImageSet) -> list[int]:
     """Of five classes or fewer, every one is among the likeliest five."""
-    from harness.predictions import BEST
-
     return [among for among in (1, BEST) if among < len(images.classes)]

@@ -13,6 +13,7 @@ from functools import cached_property
 from statistics import fmean, variance
 from types import MappingProxyType
 
+from harness.metrics.intervals import CONFIDENCE
 from harness.results import stale_identities
 from harness.rows import IDENTITIES, IMPLIED, digest_of, identities, ranks_of
 from harness.summary import number
@@ -20,7 +21,6 @@ from harness.summary import number
 # Two runs of the same thing, an hour apart, may differ by this much; assumed until a machine's own A against A says.
 ASSUMED_FLOOR_PCT = 1.0
 LAUNCHES_FOR_A_TEST = 3
-CONFIDENCE = 0.95
 KINDS = tuple(kind.removesuffix("_id") for kind in IDENTITIES)
 ONE_AT_A_TIME = "change one of them at a time"
 LISTED_AT_MOST = 20

@@ -26,16 +26,16 @@ from harness.results import csv_text, write_whole
 from harness.rows import cell
 
 if TYPE_CHECKING:
-    from pipelines.sources.imageset import ImageSet
+    from pipelines.sources.imageset import ImageSet, Split
 
 SCHEMA_VERSION = 1
 ABOUT = "evaluation.json"
 TABLE = "predictions.csv"
 UNFINISHED = "unfinished-"
+EVALUATIONS = "evaluations"  # the folder of all of them, in a results folder
 BEST = 5
 COLUMNS = ("index", "image", "label", "p_label", *(f"top{place}" for place in range(1, BEST + 1)))
 KEYS = ("evaluation_id", "views", "precision", "dataset", "images", "top1_wrong", "top5_wrong", "checkpoints")
-CONFIDENCE = 0.95
 
 
 class EvaluationError(AskedWrongly):
@@ -77,6 +77,8 @@ def error_interval(wrong: int, images: int) -> tuple[float, float]:
     """Where the share of wrong answers lies, at 95 %: Wilson's score interval (1927)."""
     from scipy.stats import binomtest  # slow to import: only where it is needed
 
+    from harness.metrics.intervals import CONFIDENCE
+
     low, high = binomtest(wrong, images).proportion_ci(CONFIDENCE, method="wilson")
     return float(low), float(high)
 
@@ -108,6 +110,8 @@ def difference_interval(pairs: Paired) -> tuple[float, float]:
 
     Half an image is added to each of the four counts of right and wrong answers: it holds for few images, and where none differs.
     """
+    from harness.metrics.intervals import CONFIDENCE
+
     images = pairs.images + 2
     more, less = (pairs.b_wrong_a_right + 0.5) / images, (pairs.a_wrong_b_right + 0.5) / images
     middle = more - less
@@ -115,10 +119,16 @@ def difference_interval(pairs: Paired) -> tuple[float, float]:
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
+def error_pct(wrong: int, images: int) -> tuple[float, float, float]:
+    """(error, low, high) in per cent: the share of wrong answers and its interval."""
+    low, high = error_interval(wrong, images)
+    return 100 * wrong / images, 100 * low, 100 * high
+
+
 def error_words(wrong: int, images: int) -> str:
     """`40.70 % (95 %: 40.27 to 41.13)`"""
-    low, high = error_interval(wrong, images)
-    return f"{100 * wrong / images:.2f} % (95 %: {100 * low:.2f} to {100 * high:.2f})"
+    error, low, high = error_pct(wrong, images)
+    return f"{error:.2f} % (95 %: {low:.2f} to {high:.2f})"
 
 
 def errors_words(counts: dict[str, Any], images: int) -> str:
@@ -140,14 +150,12 @@ def comparison_words(a: str, b: str, pairs: Paired) -> str:
 # --- images by their names ----------------------------------------------------------------------------------------
 
 
-def image_names(images: ImageSet) -> list[str]:
-    """The validation images by their names in the set: a file's path below the folder that holds all the set's images.
+def image_names(images: ImageSet, split: Split) -> list[str]:
+    """The images of one of the set's splits by their names: a file's path below the folder that holds all the set's images.
 
     Images that share a file have the byte at which they begin behind it, as `val-0003.tar@1536`.
     """
-    split = images.val
-    assert split is not None
-    files = (*images.train.files, *split.files)
+    files = (*images.train.files, *(images.val.files if images.val else ()))
     # Letter by letter, then back to a slash: an address with s3:// is no path.
     above = os.path.commonprefix([min(files), max(files)]).rfind("/") + 1  # noqa: RUF071
     # What the disk calls a file need not be text.
@@ -240,7 +248,10 @@ def read_evaluation(folder: Path | str) -> Evaluation:
         raise EvaluationError(
             f"{path} has schema_version {version} and this harness knows {SCHEMA_VERSION}: update the harness"
         )
-    if missing := [name for name in KEYS if name not in about]:
+    missing = [name for name in KEYS if name not in about]
+    if not missing and not (isinstance(about["dataset"], dict) and "dataset_id" in about["dataset"]):
+        missing = ["dataset_id"]
+    if missing:
         raise EvaluationError(f"{path} lacks {missing[0]}: restore it, or evaluate the checkpoint again")
     return Evaluation(Path(folder), about)
 

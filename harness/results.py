@@ -94,13 +94,13 @@ def newer(what: str, version: object) -> str:
     return f"{what} has schema_version {version} and this harness knows {SCHEMA_VERSION}: update the harness"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """The file holds all of `text` or what it held before, whenever the power goes."""
+def write_whole(path: Path, contents: str | bytes) -> None:
+    """The file holds all of `contents` or what it held before, whenever the power goes; text as UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".harness-{os.getpid()}.tmp"
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(contents.encode() if isinstance(contents, str) else contents)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():

@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import models
-from harness import environment, resolve
-from harness.checkpoint import Checkpoint
+from harness import environment
 from harness.config import AskedWrongly, RunConfig, names
-from harness.images import open_images
 from harness.progress import Display
-from pipelines import sources
-from pipelines.sources.imageset import ImageSet
 
-VIEWS_PER_BATCH = 160  # unless --images-per-batch says how many images
+if TYPE_CHECKING:
+    from harness.checkpoint import Checkpoint
+    from pipelines.sources.imageset import ImageSet
+
+VIEWS_PER_BATCH = 160  # unless it is said how many images
 ONE_AT_A_TIME = "evaluate one at a time, the second --against the first's evaluation"
 
 
-def config_for(arguments: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> RunConfig:
+def config_for(
+    checkpoints: Sequence[Checkpoint],
+    *,
+    data: str | None,
+    exclude: str | None,
+    statistics: str | None,
+    views: int | None,
+    precision: str | None,
+    images_per_batch: int | None,
+) -> RunConfig:
     """How all these networks are shown the images on this machine; AskedWrongly where they cannot be shown alike."""
+    from harness import resolve
+
     asked = [config_of(checkpoint) for checkpoint in checkpoints]
     for checkpoint, config in zip(checkpoints[1:], asked[1:], strict=True):
-        refuse_another_way(checkpoints[0], checkpoint, asked[0], config, arguments.precision)
-    views = arguments.views or (1 if asked[0].augment == "none" else 10)
+        refuse_another_way(checkpoints[0], checkpoint, asked[0], config, precision)
+    views = views or (1 if asked[0].augment == "none" else 10)
     if views > 1 and asked[0].augment == "none":
         raise AskedWrongly(
             f"--views {views} was asked and the network was trained with --augment none, which shows the whole centre square and "
             "has one view: leave --views out"
         )
-    images_per_batch = arguments.images_per_batch or VIEWS_PER_BATCH // views
+    images_per_batch = images_per_batch or VIEWS_PER_BATCH // views
     # How the machine that trained was used says nothing of this one.
     settings: dict[str, Any] = {
         field.name: field.default for field in fields(RunConfig) if field.name in names("setting")
     }
     config = asked[0].with_(
         **settings, gpus=None, cpus=None, nodes=1, parallel="data", images_per_gpu=images_per_batch * views, views=views,
-        precision=arguments.precision or asked[0].precision, data=arguments.data, exclude=arguments.exclude,
-        statistics=arguments.statistics,
+        precision=precision or asked[0].precision, data=data, exclude=exclude, statistics=statistics,
     )  # fmt: skip
     config = resolve.resolve(config, environment.cpu_cores_usable(), environment.visible_gpus())
     # A GPU runs Triton's kernels, which are compiled in eager mode too.
@@ -109,6 +118,9 @@ def refuse_other_statistics(checkpoint: Checkpoint, config: RunConfig, images: I
 
 def opened(config: RunConfig, checkpoints: Sequence[Checkpoint], *, quiet: bool) -> ImageSet:
     """The set to evaluate on; AskedWrongly where it is none for these networks."""
+    from harness.images import open_images
+    from pipelines import sources
+
     with Display(quiet=quiet) as display:
         images = open_images(config, lambda done, of: display.show({"phase": "data", "share": done / max(of, 1)}))
     if not quiet:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -126,13 +126,19 @@ def whole_shapes(config: RunConfig, classes: int) -> dict[str, Tensor]:
         return dict(models.create(config.model, num_classes=classes).state_dict())
 
 
+def last_layer_name(parameters: Iterable[str]) -> str:
+    """The layer that gives the logits, by the names of a whole network's parameters in their order."""
+    *_, last = parameters
+    return last.rpartition(".")[0]
+
+
 def take_over(network: nn.Module, saved: Checkpoint, config: RunConfig, classes: int, scheme: Scheme) -> None:
     """Put the saved network's weights into this one, or this part of one, but for the last layer's.
 
     AskedWrongly, naming the first parameter that differs, where that is another network.
     """
     weights, mine = saved.weights(), network.state_dict()
-    last = list(whole_shapes(config, classes))[-1].rpartition(".")[0]
+    last = last_layer_name(whole_shapes(config, classes))
     wanted = [name for name in mine if not name.startswith(f"{last}.")]
     part = scheme.parts.rank if scheme.parts else 0
     try:
@@ -298,6 +304,21 @@ def trained_network(config: RunConfig, classes: int, weights: Mapping[str, Tenso
             )
     network.load_state_dict({name: weights[name] for name in network.state_dict()})
     return network.to(device).to(memory_format=torch.channels_last).eval()
+
+
+def trained_networks(config: RunConfig, checkpoints: Sequence[Checkpoint]) -> tuple[list[nn.Module], torch.device]:
+    """The saved networks, all on the device that `config`, resolved, has one process ask them on, and this device.
+
+    Sets for this process how exactly and with how many threads it computes. AskedWrongly for weights that are not what was saved
+    or of another network.
+    """
+    exact_fp32()
+    torch.set_num_threads(config.torch_threads or 1)
+    device = torch.device("cuda:0" if config.on_gpu else "cpu")
+    networks = [
+        trained_network(RunConfig.of(each.asked), len(each.classes), each.weights(), device) for each in checkpoints
+    ]
+    return networks, device
 
 
 def each_image_once(config: RunConfig, split: Split, device: torch.device, statistics: Statistics | None = None) -> Any:

@@ -11,6 +11,7 @@ from runs import harness
 from studies import BATCH, plant, trial_with
 
 import models
+from harness.cli import main
 from harness.paper import ablations_told
 from harness.paper.ablations import ABLATIONS, Ablation
 from harness.paper.ablations_told import base_of, base_of_newest, difference, models_of, printed, wanted
@@ -66,6 +67,13 @@ def test_a_table_is_read_as_its_newest_run_was_trained_whichever_that_is() -> No
     assert base_of_newest(newest, {"steps": 9}) == BASE.with_(epochs=None, steps=9)
 
 
+@pytest.mark.parametrize("ranks", [{"cpus": 2}, {"gpus": 4}])
+def test_a_typed_number_of_ranks_shares_the_papers_batch(ranks: dict[str, int]) -> None:
+    base = base_of_newest(BASE.with_(cpus=1), ranks)
+    assert base.images_per_step == 128
+    assert (base.gpus, base.cpus) == (ranks.get("gpus"), ranks.get("cpus"))
+
+
 # --- what they say ------------------------------------------------------------------------------------------------
 
 
@@ -109,6 +117,30 @@ def test_what_is_found_stands_beside_what_the_paper_found(table: Path, capsys: p
         ("mean", "-2"),
     ]
     assert [line["paper_points"] for line in lines] == ["", "", "", "-1.4"]
+
+
+@pytest.mark.parametrize(
+    ("length", "told"),
+    [({"timed_seconds": 30.0}, "30 timed seconds"), ({"steps": 1}, "1 step"), ({"epochs": 2.5}, "2.5 epochs")],
+)
+def test_the_newest_runs_length_is_told_in_its_unit(
+    length: dict[str, float], told: str, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(table, BASE.with_(**{"epochs": None, **length}), trial_with([25.0] * 40, 40.0))
+    assert ablations_told.main(ABLATIONS, {}, table, 3) == 0
+    assert f"after {told} on drawings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--cpus", "2"], ["--gpus", "4"], ["--patience", "5"]])
+def test_what_was_run_is_found_however_many_ranks_or_which_schedule_ran_last(
+    words: list[str], table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "--patience" in words:
+        plant(table, BASE.with_(schedule="epochs", drops="3,4", patience=None), trial_with([25.0] * 40, 40.0))
+        assert main(["paper", "ablations", "--table", str(table)]) == 0
+        assert "-2.00 (95 %" not in capsys.readouterr().out
+    assert main(["paper", "ablations", *words, "--table", str(table)]) == 0
+    assert "-2.00 (95 %" in capsys.readouterr().out
 
 
 def test_a_run_that_diverged_is_named_and_in_no_difference(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +208,12 @@ def refused(words: list[str], said: str) -> None:
 @pytest.mark.parametrize("what", ["figure1", "ablations"])
 def test_a_results_folder_that_cannot_be_written_is_one_sentence(what: str, pictures: Path) -> None:
     refused([what, "--data", str(pictures), "--table", "/proc/results/t.csv"], "/proc/results/t.csv")
+
+
+@pytest.mark.parametrize("what", ["figure1", "ablations"])
+def test_a_table_beneath_a_file_is_one_sentence(what: str, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    refused([what, "--data", str(pictures), "--table", str(tmp_path / "taken" / "t.csv")], "taken/t.csv")
 
 
 @pytest.mark.parametrize("what", ["lrn", "ablations"])

@@ -293,6 +293,16 @@ def test_the_report_counts_what_the_predictions_hold(
     assert line.endswith(f"p = {mcnemar_p(pairs):.3g}")
 
 
+def test_how_far_it_is_is_shown_unless_it_is_to_be_quiet(
+    drawn: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(saved(tmp_path / "run")), "--data", str(drawn), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "evaluating" in capfd.readouterr().err
+    assert main([*words, "--quiet"]) == 0
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_earlier_evaluation_is_compared_on_the_same_images(
     drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -515,6 +525,18 @@ def test_an_evaluation_of_other_images_is_refused(drawn: Path, tmp_path: Path, r
     others = draw(tmp_path / "others", sizes=[(40, 40)])
     assert "is of other images (dataset" in refused(run, "--data", others, "--against", earlier)
     assert "holds no evaluation" in refused(run, "--data", drawn, "--against", tmp_path)
+
+
+def test_an_earlier_evaluation_that_does_not_say_of_which_images_it_is_is_refused(
+    drawn: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    run = saved(tmp_path / "run")
+    about = evaluated(tmp_path / "earlier", run, "--data", drawn).folder / "evaluation.json"
+    found = json.loads(about.read_text())
+    for dataset in ({"classes": 7}, None):
+        about.write_text(json.dumps({**found, "dataset": dataset}))
+        said = refused(run, "--data", drawn, "--against", about.parent)
+        assert f"{about} lacks dataset_id: restore it, or evaluate the checkpoint again" in said
 
 
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -31,7 +31,6 @@ from harness.paper.activations_told import finals_of, ratios_of
 from harness.paper.differences import (
     Estimate,
     Ratio,
-    epochs_run,
     epochs_to_training_error,
     geometric_mean,
     last_training_error_pct,
@@ -84,7 +83,6 @@ def test_epochs_to_an_error_end_with_the_first_step_at_which_it_is_that_or_less(
     assert epochs_to_training_error(trial, 25) == 7 / 4
     assert epochs_to_training_error(trial, 24.9) == 8 / 4
     assert epochs_to_training_error(trial, 12) is None
-    assert epochs_run(trial) == 9 / 4
     assert last_training_error_pct(trial) == pytest.approx(35)
 
 
@@ -224,6 +222,16 @@ def test_rows_of_other_images_are_left_aside(tmp_path: Path) -> None:
     mine = Study(table, study.rows, {**study.images, "dataset_id": "embedded-v1"})
     assert (mine.row_of(SEARCH) or {})["run_id"] == "run-0"
     assert Study(table, study.rows, {**study.images, "statistics_id": "other"}).row_of(SEARCH) is None
+
+
+def test_what_was_run_meanwhile_is_read_without_the_rows_of_other_networks(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    study = opened(table, [SEARCH.model], None)
+    for config in (SEARCH, SEARCH.with_(model="alexnet", seed=9)):
+        plant(table, config, trial_with([60.0] * 24))
+    assert study.rows == ()
+    assert [row["model"] for row in study.reread().rows] == [SEARCH.model]
+    assert study.reread().seeds == [1]
 
 
 def test_what_is_wanted_grows_with_what_was_found(tmp_path: Path) -> None:
@@ -381,6 +389,45 @@ def test_lrn_is_a_difference_of_validation_errors_paired_by_seed(
         lines = list(csv.DictReader(file))
     assert [line["difference_points"] for line in lines] == ["-1", "-2", "-3", "", "-2"]
     assert (tmp_path / "lrn.png").exists()
+
+
+def plant_lrn(table: Path, base: RunConfig, without: float, with_lrn: float) -> None:
+    """A seed's two runs."""
+    plant(table, base, trial_with([50.0] * 40, without))
+    plant(table, base.with_(model="cifar-13pct-lrn"), trial_with([50.0] * 40, with_lrn))
+
+
+def test_lrn_of_a_typed_length_is_found_whatever_ran_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "lrn.csv"
+    plant_lrn(table, normalisation.config_of({**HOW, "epochs": 5}), 20.0, 19.0)
+    plant_lrn(table, normalisation.config_of({**HOW, "epochs": 7}), 20.0, 16.0)
+    for typed, told in (({}, "-4.00"), ({"epochs": 5}, "-1.00"), ({"epochs": 7}, "-4.00")):
+        assert normalisation.main(typed, table, 3) == 0
+        assert f"by {told} points" in capsys.readouterr().out
+    assert normalisation.main({"epochs": 6}, table, 3) == 0
+    assert "has no run of this yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("length", [{"steps": 9}, {"timed_seconds": 5.0}])
+def test_lrn_is_told_where_a_run_of_another_kind_of_length_is_the_newest(
+    length: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, base = tmp_path / "lrn.csv", normalisation.config_of(HOW)
+    plant_lrn(table, base, 20.0, 19.0)
+    plant(table, base.with_(epochs=None, **length), trial_with([50.0] * 40, 30.0))
+    assert normalisation.main({}, table, 3) == 0
+    told = capsys.readouterr().out
+    assert "after 12 epochs on drawings" in told
+    assert "by -1.00 points (1 seed)" in told
+
+
+@pytest.mark.parametrize("ranks", [{"cpus": 2}, {"gpus": 4}])
+def test_lrn_is_found_whatever_number_of_ranks_is_typed(
+    ranks: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant_lrn(tmp_path / "lrn.csv", normalisation.config_of(HOW), 20.0, 19.0)
+    assert normalisation.main(ranks, tmp_path / "lrn.csv", 3) == 0
+    assert "by -1.00 points (1 seed)" in capsys.readouterr().out
 
 
 def test_lrn_alone_changes_between_the_two_networks() -> None:

@@ -12,7 +12,7 @@ from harness import checkpoint
 from harness.checkpoint import Checkpoint
 from harness.config import AskedWrongly, RunConfig
 from harness.schemes import Scheme
-from harness.workload import Rank, build_network, take_over
+from harness.workload import Rank, build_network, last_layer_name, take_over, whole_shapes
 
 ALONE = Scheme(0, 0, None, None, 1)
 CONFIG = RunConfig(model="cifar-18pct", init=None, image_size=32, cpus=1, gpus=0, compile="off", block="plain", seed=1)
@@ -41,6 +41,13 @@ def test_the_last_layer_is_drawn_anew_for_equal_classes_too(tmp_path: Path) -> N
     teacher, pupil = network(3, seed=1), network(3, seed=2)
     take_over(pupil, saved(tmp_path, teacher), CONFIG, 3, ALONE)
     assert not torch.equal(pupil.state_dict()["fc10.weight"], teacher.state_dict()["fc10.weight"])
+
+
+@pytest.mark.parametrize(("model", "last"), [("alexnet", "fc8"), ("alexnet-conv6", "fc8"), ("cifar-11pct", "fc10")])
+def test_the_last_layer_is_the_one_over_the_classes(model: str, last: str) -> None:
+    shapes = whole_shapes(CONFIG.with_(model=model), 7)
+    assert last_layer_name(shapes) == last
+    assert shapes[f"{last}.weight"].shape[0] == 7
 
 
 def test_weights_of_another_network_are_refused_and_nothing_is_taken(tmp_path: Path) -> None:

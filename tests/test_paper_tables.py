@@ -196,6 +196,40 @@ def test_an_evaluation_of_a_rows_run_stands_in_its_place(tmp_path: Path) -> None
     assert one(tmp_path).source == folder.name
 
 
+@pytest.mark.parametrize(
+    "changes", [{"dataset": {**ILSVRC_2012, "dataset_id": "others"}}, {"precision": "bf16"}, {"views": 1}]
+)
+def test_an_evaluation_on_other_images_or_in_another_way_leaves_a_rows_own(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    append(tmp_path / "here.csv", a_row())
+    folder = evaluation(tmp_path, **changes)
+    assert [ours.source for ours in found_under(tmp_path)] == [folder.name, "run-1"]
+
+
+def test_a_table_that_a_spreadsheet_saved_is_found(tmp_path: Path) -> None:
+    append(tmp_path / "here.csv", a_row())
+    (tmp_path / "here.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "here.csv").read_bytes().replace(b"\n", b"\r\n"))
+    assert one(tmp_path).source == "run-1"
+
+
+def test_what_a_row_does_not_say_of_its_images_is_unknown() -> None:
+    def ours(**cells: str) -> Ours:
+        found = of_row({**a_row(), **cells})
+        assert found is not None
+        return found
+
+    assert ours(excluded_images="", train_images="").dataset == {
+        "classes": 1000,
+        "train_images": None,
+        "excluded_images": None,
+    }
+    assert line_of_table2(ours(excluded_images="")) is CNN_1
+    assert line_of_table2(ours(excluded_images="", val_images="49999")) == "not of ILSVRC-2012's validation set"
+    for unknown in ("classes", "train_images"):
+        assert line_of_table2(ours(**{unknown: ""})) == "not of ILSVRC-2012's validation set"
+
+
 @pytest.mark.parametrize("changes", [{"status": "invalid"}, {"val_top1_error_pct": ""}])
 def test_a_row_that_does_not_count_or_was_not_evaluated_is_none_of_ours(changes: dict[str, str]) -> None:
     assert of_row({**a_row(), **changes}) is None

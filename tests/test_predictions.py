@@ -20,6 +20,7 @@ from harness.predictions import (
     difference,
     difference_interval,
     error_interval,
+    error_pct,
     error_words,
     evaluations,
     image_names,
@@ -71,6 +72,7 @@ def test_no_wrong_answer_of_ten_may_be_up_to_z_squared_over_ten_and_z_squared() 
 
 def test_an_error_is_said_in_per_cent_with_its_interval() -> None:
     assert error_words(20_350, 50_000) == "40.70 % (95 %: 40.27 to 41.13)"
+    assert error_pct(10, 10) == (100, pytest.approx(1000 / (10 + Z**2)), 100)
 
 
 def test_an_answer_is_wrong_where_the_class_is_not_among_the_likeliest() -> None:
@@ -141,6 +143,11 @@ def test_a_comparison_is_one_sentence() -> None:
 # --- images by their names ----------------------------------------------------------------------------------------
 
 
+def val_names(images: ImageSet) -> list[str]:
+    assert images.val is not None
+    return image_names(images, images.val)
+
+
 def set_of(train: list[str], val: list[str], starts: list[int] | None = None) -> ImageSet:
     spans = np.array([[start, 9] for start in starts], np.int64) if starts else None
     splits = Split(tuple(train), (0,) * len(train), 1), Split(tuple(val), (0,) * len(val), 1, spans)
@@ -149,20 +156,22 @@ def set_of(train: list[str], val: list[str], starts: list[int] | None = None) ->
 
 def test_images_are_called_by_what_leads_to_them_from_the_set_s_root() -> None:
     images = set_of(["/disk/set/train/a/0.jpg"], ["/disk/set/val/a/0.jpg", "/disk/set/val/b/0.jpg"])
-    assert image_names(images) == ["val/a/0.jpg", "val/b/0.jpg"]
+    assert val_names(images) == ["val/a/0.jpg", "val/b/0.jpg"]
+    assert image_names(images, images.train) == ["train/a/0.jpg"]
 
 
 def test_a_bucket_s_images_are_called_by_what_leads_to_them_too() -> None:
-    assert image_names(set_of(["s3://bucket/set/train/a/0.jpg"], ["s3://bucket/set/val/a/0.jpg"])) == ["val/a/0.jpg"]
+    assert val_names(set_of(["s3://bucket/set/train/a/0.jpg"], ["s3://bucket/set/val/a/0.jpg"])) == ["val/a/0.jpg"]
 
 
 def test_images_that_share_a_file_are_called_by_where_they_begin() -> None:
     images = set_of(["/set/train-0.tar"], ["/set/val-0.tar", "/set/val-0.tar"], [512, 2048])
-    assert image_names(images) == ["val-0.tar@512", "val-0.tar@2048"]
+    assert val_names(images) == ["val-0.tar@512", "val-0.tar@2048"]
+    assert image_names(images, images.train) == ["train-0.tar"]
 
 
 def test_a_file_whose_name_is_no_text_has_one_all_the_same() -> None:
-    (name,) = image_names(set_of(["/set/train/a.jpg"], ["/set/val/\udcff.jpg"]))
+    (name,) = val_names(set_of(["/set/train/a.jpg"], ["/set/val/\udcff.jpg"]))
     assert name.encode() == b"val/\\udcff.jpg"
 
 
@@ -264,6 +273,9 @@ def test_damaged_predictions_are_refused_in_one_sentence(tmp_path: Path, damage:
         ("{}", "is no evaluation of this harness"),
         (json.dumps({"schema_version": 2}), "has schema_version 2 and this harness knows 1: update the harness"),
         (json.dumps({"schema_version": 1}), "lacks evaluation_id"),
+        (json.dumps({"schema_version": 1, **about(dataset={"classes": 10})}), "lacks dataset_id: restore it"),
+        (json.dumps({"schema_version": 1, **about(dataset="no dataset_id")}), "lacks dataset_id: restore it"),
+        (json.dumps({"schema_version": 1, **about(dataset=None)}), "lacks dataset_id: restore it"),
     ],
 )
 def test_what_is_no_evaluation_is_refused_in_one_sentence(tmp_path: Path, text: str | None, sentence: str) -> None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+CONFIDENCE = 0.95  # of every interval that is told
+
 # A block, and the lags that are looked at, are never longer than this share of the series: with fewer blocks their spread
 # says next to nothing; and 16 steps are then the fewest of which a block can have two.
 FEWEST_BLOCKS = 8
@@ -44,7 +46,7 @@ class LongRun(NamedTuple):
     block_means: Array
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
     """Where the mean of such a series lies, by a circular block bootstrap; None of fewer than 16 values.
 
     The block's length follows Politis and White's rule (2004, corrected 2009), with the lags up to twice the correlation

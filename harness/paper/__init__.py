@@ -1,10 +1,15 @@
 """The paper's tables and figures beside what was run here, and the command `paper`.
 
-claims.py      every number that the paper prints
-tables.py      table1, table2: what found.py finds under results/
-kernels.py     figure3: conv1's kernels, and how much of them is colour
-neighbours.py  figure4: likeliest classes and nearest training images; hidden.py searches, panel.py draws
-drawing.py     what the figures share
+claims.py            every number that the paper prints
+found.py             what was measured of its networks under results/; tables.py: table1, table2
+asked.py             a study's command; groups.py: its runs, those that its table has and those that are missing
+differences.py       the numbers of comparisons, by seed; drawing.py: how figures are written; charts.py: error curves
+cifar.py             the commands figure1 and lrn
+activations.py       figure1's runs, ReLU against tanh; activations_told.py: what they say
+normalisation.py     lrn: its runs and what they say
+ablations.py         the command ablations, and what it changes; ablations_told.py: its runs, and what they say
+kernels.py           figure3: conv1's kernels, and how much of them is colour
+neighbours.py        figure4: likeliest classes and nearest training images; hidden.py searches, panel.py draws
 """
 
 from __future__ import annotations
@@ -13,8 +18,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from harness.config import AskedWrongly, whole
-from harness.paper import ablations, figure1
+from harness.config import PLACES, AskedWrongly, whole
+from harness.paper import ablations, cifar
+from harness.paper.asked import add_fields
 from harness.paper.claims import FIGURE_4_IMAGES
 
 RESULTS = Path("results")
@@ -31,7 +37,7 @@ def add_paper(commands: Any, parser_class: Any) -> None:
         )
         table.set_defaults(call=run_table)
 
-    figure1.add(what)
+    cifar.add(what)
     ablations.add(what)
 
     figure3 = what.add_parser("figure3", help="conv1's kernels as a picture, and how much of each is colour")
@@ -40,9 +46,7 @@ def add_paper(commands: Any, parser_class: Any) -> None:
         figure.add_argument(
             "checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help="its folder, or its run's for the newest"
         )
-    figure4.add_argument("--data", metavar="FOLDER", help="its images, as `run --data` takes them")
-    figure4.add_argument("--exclude", metavar="FILE", help="images to leave out, as `data check` writes them")
-    figure4.add_argument("--statistics", metavar="FILE", help="the mean image that the network was trained with")
+    add_fields(figure4, *PLACES, metavar="PATH", default=None)
     figure4.add_argument(
         "--images",
         metavar="NUMBER",

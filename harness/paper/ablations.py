@@ -55,13 +55,13 @@ ABLATIONS = (
 
 
 def add(what: Any) -> None:
-    command = what.add_parser(
+    command = add_study(
+        what,
         "ablations",
-        help="the paper's network with one thing changed at a time, paired by seed (sections 3.1 to 5 and 7)",
-        description="Trains AlexNet as the paper has it, and with one thing changed at a time, on any set of images, with the "
-        "same seeds. Runs that the table holds are not made again. Without --data: what was found so far.",
+        TABLE,
+        "the paper's network with one thing changed at a time, paired by seed (sections 3.1 to 5 and 7)",
+        "Trains AlexNet as the paper has it, and with one thing changed at a time, on any set of images, with the same seeds.",
     )
-    add_study(command, TABLE)
     command.add_argument(
         "--only",
         metavar="NAME",
@@ -89,5 +89,7 @@ def run_ablations(arguments: argparse.Namespace) -> int:
         if "patience" in typed:
             raise AskedWrongly("--drops and --patience were both given and the first names the epochs: leave one out")
         typed |= {"schedule": "epochs", "patience": None}
+    elif "patience" in typed:
+        typed |= {"schedule": "plateau", "drops": None}
     wanted = tuple(each for each in ABLATIONS if each.name in (arguments.only or (each.name,)))
     return ablations_told.main(wanted, typed, arguments.table, arguments.seeds)

@@ -11,11 +11,10 @@ from harness.paper.ablations import ABLATIONS, Ablation
 from harness.paper.asked import of_the_batch
 from harness.paper.claims import Claim
 from harness.paper.differences import Estimate, paired_difference
-from harness.paper.drawing import save_table
-from harness.paper.groups import Study, complete, how_sure, images_of, opened, points
-from harness.recipes import LENGTHS, PATIENCE, RECIPES
+from harness.paper.groups import Study, complete, how_sure, images_of, keep, length_of, opened, points
+from harness.recipes import LENGTHS, PATIENCE, RECIPES, settings
 from harness.rows import cell, words
-from harness.summary import counted, markdown
+from harness.summary import markdown
 
 # What the recipe says of the task, for whatever length is asked; the batch is shared by the ranks that are asked.
 PAPER: dict[str, Any] = {
@@ -28,16 +27,16 @@ NOT_RUN = "not run"
 
 def base_of(how: dict[str, Any]) -> RunConfig:
     """The paper's network and its training, as far as nothing else was typed; a typed length replaces the paper's."""
-    lengths = {} if not any(name in how for name in LENGTHS) else {"epochs": None}
-    return RunConfig(**{**PAPER, **lengths, **how})
+    return RunConfig(**settings("paper ablations", how, PAPER))
 
 
 def base_of_newest(newest: RunConfig, typed: dict[str, Any]) -> RunConfig:
-    """The paper's network as it was trained beside the newest run, whichever of the study's that is."""
+    """The paper's network as it was trained beside the newest run, whichever of the study's that is, and on how many ranks."""
     plain = RunConfig()
+    changed = {name: getattr(plain, name) for each in ABLATIONS for name in (*each.with_it, *each.without)}
     lengths = dict.fromkeys(LENGTHS) if any(name in typed for name in LENGTHS) else {}
-    changed = {"model": plain.model, "weight_decay": plain.weight_decay, "noise_epochs": plain.noise_epochs}
-    return newest.with_(**{**changed, **lengths, **typed})
+    ranks = {"gpus": None, "cpus": None}
+    return newest.with_(**{**changed, **lengths, **ranks, **typed, **of_the_batch(typed, None)})
 
 
 def models_of(ablations: Sequence[Ablation]) -> tuple[str, ...]:
@@ -124,11 +123,7 @@ def show(study: Study, ablations: Sequence[Ablation], base: RunConfig) -> None:
         print(f"{study.table} has none of these runs. To make them: python -m harness paper ablations --data FOLDER")
         return
     table = [line for each in ablations for line in summary_lines(study, each, base)]
-    print(f"written: {save_table(study.table.parent, f'{study.table.stem}-summary', HEADER, table)}")
-
-
-def length_of(base: RunConfig) -> str:
-    return counted(base.steps, "step") if base.steps is not None else f"{base.epochs:g} epochs"
+    keep(study, HEADER, table)
 
 
 def main(ablations: Sequence[Ablation], typed: dict[str, Any], table: Path, seeds: int) -> int:
@@ -141,7 +136,7 @@ def main(ablations: Sequence[Ablation], typed: dict[str, Any], table: Path, seed
         show(study, ablations, base)
         return 0
     images = images_of(RunConfig(**typed), validated=True)
-    base = base_of({**typed, **of_the_batch(typed, len(images.train)), "recipe": "paper ablations"})
+    base = base_of({**typed, **of_the_batch(typed, len(images.train))})
     print(f"{len(ablations)} comparisons of {len(wanted(ablations, base, 1))} networks, with seeds 1 to {seeds}")
     study, status = complete(opened(table, models, images), lambda _: wanted(ablations, base, seeds), len(images.train))
     show(study, ablations, base)

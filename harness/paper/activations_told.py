@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import RunConfig
+from harness.metrics.learning import epochs_done
 from harness.paper import differences
 from harness.paper.activations import (
     CLAIM,
@@ -27,8 +28,7 @@ from harness.paper.activations import (
 from harness.paper.asked import IMAGES_PER_STEP, of_the_batch
 from harness.paper.charts import DASHED, SOLID, Curve, error_curves
 from harness.paper.differences import Ratio
-from harness.paper.drawing import save_figure, save_table
-from harness.paper.groups import Row, Study, complete, how_sure, images_of, nothing_yet, opened
+from harness.paper.groups import Row, Study, complete, how_sure, images_of, keep, nothing_yet, opened
 from harness.rows import cell, words
 from harness.summary import counted, markdown, rounded
 from harness.trial import Trial
@@ -55,7 +55,9 @@ class Final:
 
     @property
     def epochs_run(self) -> float:
-        return differences.epochs_run(self.trial)
+        epochs = epochs_done(self.trial)
+        assert epochs is not None  # it counts, or diverged: it has ranks
+        return epochs
 
 
 def finals_of(study: Study, asked: Asked) -> list[Final]:
@@ -63,8 +65,10 @@ def finals_of(study: Study, asked: Asked) -> list[Final]:
     finals = []
     for activation in NETS:
         rate = rate_of(study, asked, activation)
-        for seed in study.seeds if rate else ():
-            row = study.row_of(asked.final(activation, rate or 0, seed))
+        if rate is None:
+            continue
+        for seed in study.seeds:
+            row = study.row_of(asked.final(activation, rate, seed))
             finals += [Final(activation, seed, row, study.trial_of(row))] if row else []
     return finals
 
@@ -165,7 +169,7 @@ def run_line(part: str, activation: str, row: Row, trial: Trial) -> dict[str, An
         "part": part,
         "activation": activation,
         **told,
-        "epochs_run": differences.epochs_run(trial),
+        "epochs_run": epochs_done(trial),
         "training_error_pct": differences.last_training_error_pct(trial),
         "epochs_to_target": differences.epochs_to_training_error(trial, TARGET_PCT),
     }
@@ -213,11 +217,7 @@ def show(study: Study, asked: Asked) -> None:
         print(f"Epochs to {TARGET_PCT:g} % training error:\n\n{markdown(seed_lines(finals, ratios))}\n")
     if ratios:
         print(f"{verdict(ratios)}\n")
-    stem, folder = study.table.stem, study.table.parent
-    written = [save_table(folder, f"{stem}-summary", HEADER, summary_lines(study, asked, finals, ratios))]
-    if finals:
-        written += save_figure(drawn(finals), folder, stem)
-    print("written: " + ", ".join(map(str, written)))
+    keep(study, HEADER, summary_lines(study, asked, finals, ratios), drawn(finals) if finals else None)
 
 
 def main(typed: dict[str, Any], table: Path, seeds: int) -> int:

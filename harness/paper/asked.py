@@ -1,4 +1,4 @@
-"""What the commands that run a study of the paper take: flags of `run`, and where the study's table lies."""
+"""The commands that run a study of the paper: flags of `run`, and where the study's table lies."""
 
 from __future__ import annotations
 
@@ -9,58 +9,45 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import AskedWrongly, RunConfig, names, whole
+from harness.flags import add_field, typed_of
+from harness.recipes import RECIPES
 
 # "auto" chooses the block network by network: not all have one.
 SETTINGS = tuple(name for name in names("setting") if name not in ("pipeline", "block"))
 HOW = (*SETTINGS, "checkpoint_every", "heartbeat")
-IMAGES_PER_STEP = 128  # the paper's batch (section 5), of the whole job
+IMAGES_PER_STEP: int = RECIPES["paper"]["images_per_step"]  # the paper's batch (section 5), of the whole job
 SEEDS = 3
-LRN_EPOCHS = 12  # of `paper lrn`
+FIELDS = {field.name: field for field in fields(RunConfig)}
 
 
-def add_study(command: argparse.ArgumentParser, table: Path, *, seeds: int = SEEDS) -> None:
-    """The flags that every study has."""
-    command.add_argument(
-        "--data",
-        metavar="FOLDER",
-        default=argparse.SUPPRESS,
-        help="images, as `run --data` takes them; without, nothing is run",
+def add_study(what: Any, name: str, table: Path, subject: str, does: str) -> argparse.ArgumentParser:
+    """A study's command, with the flags that every study has; `subject` tells it from others in their list, `does` what it runs."""
+    command: argparse.ArgumentParser = what.add_parser(
+        name,
+        help=subject,
+        description=f"{does} Runs that the table holds are not made again. Without --data: what was found so far.",
     )
+    of_images = "images, as `run --data` takes them; without, nothing is run"
+    add_field(command, FIELDS["data"], metavar="FOLDER", help=of_images)
     add_fields(command, "exclude", "statistics")
-    command.add_argument("--seeds", type=whole(1, 1000), default=seeds, help=f"runs of each network (default {seeds})")
+    command.add_argument("--seeds", type=whole(1, 1000), default=SEEDS, help=f"runs of each network (default {SEEDS})")
     command.add_argument("--table", type=Path, default=table, help=f"the study's table (default {table})")
     for kind in ("gpus", "cpus"):
-        command.add_argument(
-            f"--{kind}",
-            type=whole(1),
-            metavar="NUMBER",
-            default=argparse.SUPPRESS,
-            help=f"ranks on {kind[:-1].upper()}s",
-        )
+        add_field(command, FIELDS[kind], help=f"ranks on {kind[:-1].upper()}s")
     add_fields(command, *HOW)
+    return command
 
 
-def add_fields(command: argparse._ActionsContainer, *wanted: str) -> None:
-    """Flags of `run`, by the names of their fields; one that is not typed is no attribute."""
-    for item in fields(RunConfig):
-        about = item.metadata
-        if item.name in wanted:
-            command.add_argument(
-                "--" + item.name.replace("_", "-"),
-                dest=item.name,
-                type=about["parse"],
-                choices=about["choices"],
-                metavar=None if about["choices"] else about["parse"].__name__.split()[-1].upper(),
-                default=argparse.SUPPRESS,
-                help=about["help"],
-            )
+def add_fields(command: argparse._ActionsContainer, *wanted: str, **changes: Any) -> None:
+    """Flags of `run`, by the names of their fields and in their order there, but for `changes`."""
+    for name, field in FIELDS.items():
+        if name in wanted:
+            add_field(command, field, **changes)
 
 
 def typed_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields of RunConfig that were typed; AskedWrongly where they exclude each other."""
-    typed = {item.name: getattr(arguments, item.name) for item in fields(RunConfig) if hasattr(arguments, item.name)}
-    if "gpus" in typed and "cpus" in typed:
-        raise AskedWrongly("--gpus and --cpus were both asked and a run has ranks of one kind: give one of them")
+    typed = typed_of(arguments)
     for name in ("exclude", "statistics"):
         if name in typed and "data" not in typed:
             raise AskedWrongly(f"--{name} was given and nothing is run without --data: give the images' folder too")

@@ -8,12 +8,10 @@ from itertools import accumulate
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from harness.metrics.intervals import student
-from harness.metrics.learning import images_a_step, job_losses
+from harness.metrics.intervals import CONFIDENCE, student
+from harness.metrics.learning import images_a_step
 from harness.metrics.numbers import one_a_shard
 from harness.trial import Trial
-
-CONFIDENCE = 0.95
 
 # --- of one run ---------------------------------------------------------------------------------------------------
 
@@ -42,10 +40,6 @@ def last_training_error_pct(trial: Trial) -> float | None:
 
 def epochs_after(trial: Trial, steps: int) -> float:
     return steps * images_a_step(trial) / trial.train_images
-
-
-def epochs_run(trial: Trial) -> float:
-    return epochs_after(trial, len(job_losses(trial)))
 
 
 def epochs_to_training_error(trial: Trial, pct: float) -> float | None:

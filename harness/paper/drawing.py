@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.checkpoint import Checkpoint
-from harness.config import AskedWrongly
 from harness.paper.found import TRAIN
 from harness.results import csv_text, write_whole
 
@@ -38,34 +37,15 @@ def save_figure(figure: Figure, out: Path, name: str) -> list[Path]:
             contents = io.BytesIO()
             known = {"Software": None} if path.suffix == ".png" else {"Date": None, "Creator": None}
             figure.savefig(contents, dpi=PNG_DOTS_PER_INCH, format=path.suffix[1:], metadata=known)
-            write_bytes(path, contents.getvalue())
+            write_whole(path, contents.getvalue())
     return paths
 
 
 def save_table(out: Path, name: str, header: Iterable[str], lines: Iterable[Iterable[str]]) -> Path:
     """<out>/<name>.csv."""
     path = out / f"{name}.csv"
-    try:
-        write_whole(path, csv_text(header, lines))
-    except OSError as error:
-        raise unwritable(path, error) from error
+    write_whole(path, csv_text(header, lines))
     return path
-
-
-def write_bytes(path: Path, contents: bytes) -> None:
-    """The file holds all of `contents` or what it held before; AskedWrongly where it cannot be written."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(contents)
-        temporary.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def unwritable(path: Path, error: OSError) -> AskedWrongly:
-    return AskedWrongly(f"{path} cannot be written ({error.strerror}): name another --out, or free some space")
 
 
 def about(checkpoint: Checkpoint) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.predictions import ABOUT, Evaluation, EvaluationError, evaluations
+from harness.predictions import ABOUT, EVALUATIONS, Evaluation, EvaluationError, evaluations
 from harness.results import read_table
 from harness.rows import COUNTS
 from harness.summary import number
 
-EVALUATIONS = "evaluations"
 TRAIN = "python -m harness run --recipe paper"
+SIZES = ("classes", "train_images", "excluded_images")
 PLAIN, SIX_LAYERS = ("alexnet", "alexnet-code2012"), "alexnet-conv6"
 
 
@@ -42,7 +43,7 @@ class Ours(NamedTuple):
     source: str  # evaluation_id or run_id
     views: int
     precision: str
-    dataset: dict[str, int]  # classes, train_images, excluded_images
+    dataset: Mapping[str, int | None]  # SIZES, as far as they are known
     dataset_id: str
     images: int
     top1_wrong: int
@@ -52,12 +53,17 @@ class Ours(NamedTuple):
 
 def found_under(results: Path) -> list[Ours]:
     """Every evaluation in a folder called evaluations under `results`, then the rows of its tables that count and were
-    evaluated as none of them was; of equals the newest."""
+    evaluated as none of them was, in views, precision and images; of equals the newest."""
     evaluated = [of_evaluation(each) for folder in folders(results) for each in evaluations(folder)]
-    seen = {(net.run_id, ours.views) for ours in evaluated for net in ours.nets if len(ours.nets) == 1}
+    seen = {way_of(ours) for ours in evaluated if len(ours.nets) == 1}
     rows = [of_row(row) for path in sorted(results.glob("*.csv")) if is_table(path) for row in read_table(path)]
-    others = [ours for ours in rows if ours and (ours.source, ours.views) not in seen]
+    others = [ours for ours in rows if ours and way_of(ours) not in seen]
     return list({same_as(ours): ours for ours in [*evaluated, *others]}.values())
+
+
+def way_of(ours: Ours) -> tuple[str, int, str, str]:
+    """Of one network: whose run it is of, and how and on which images it was evaluated."""
+    return ours.nets[0].run_id, ours.views, ours.precision, ours.dataset_id
 
 
 def folders(results: Path) -> list[Path]:
@@ -72,7 +78,7 @@ def is_table(path: Path) -> bool:
     """Whether the file is a table of rows: other lists may lie beside them."""
     if not path.is_file():
         return False
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         header = file.readline().rstrip("\n").split(",")
     return {"run_id", "status", "val_top1_error_pct"} <= set(header)
 
@@ -84,7 +90,7 @@ def of_evaluation(evaluation: Evaluation) -> Ours:
             source=evaluation.evaluation_id,
             views=int(about["views"]),
             precision=str(about["precision"]),
-            dataset={name: int(about["dataset"][name]) for name in ("classes", "train_images", "excluded_images")},
+            dataset={name: int(about["dataset"][name]) for name in SIZES},
             dataset_id=str(about["dataset"]["dataset_id"]),
             images=int(about["images"]),
             top1_wrong=int(about["top1_wrong"]),
@@ -127,8 +133,9 @@ def of_row(row: dict[str, str]) -> Ours | None:
         f"row {row['run_id']}", row["run_id"], row["model"], number(row["epochs_done"]), row["seed"],
         row.get("fine_tune_from", ""),
     )  # fmt: skip
-    counts = {name: int(number(row[name]) or 0) for name in ("classes", "train_images", "excluded_images")}
+    sizes = {name: number(row[name]) for name in SIZES}
+    dataset = {name: None if size is None else int(size) for name, size in sizes.items()}
     return Ours(
-        row["run_id"], int(number(row["views"]) or 1), row["precision"], counts, row["dataset_id"],
+        row["run_id"], int(number(row["views"]) or 1), row["precision"], dataset, row["dataset_id"],
         int(images), top1, top5, (net,),
     )  # fmt: skip

@@ -8,19 +8,24 @@ with rows that were made by hand.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.config import AskedWrongly, RunConfig, names
 from harness.paper.claims import Claim
 from harness.paper.differences import Estimate
+from harness.paper.drawing import save_figure, save_table, wrote
 from harness.recipes import LENGTHS
 from harness.results import check_table, read_record, rows_before, run_folder
 from harness.rows import COUNTS, cell, ranks_of
 from harness.summary import counted, number, rounded
 from harness.trial import Trial, from_json
 from pipelines.sources.imageset import ImageSet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = dict[str, str]
 # Of the images; `statistics_id` says what was subtracted from them.
@@ -33,11 +38,13 @@ INTERRUPTED = 128
 
 @dataclass(frozen=True)
 class Study:
-    """A table and the images that its runs are looked for of; none are known where nothing is to be run and none was found."""
+    """A table's rows of these models, and the images that its runs are looked for of; none are known where nothing is to be run
+    and none was found."""
 
     table: Path
     rows: tuple[Row, ...]
     images: dict[str, str] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
 
     def row_of(self, config: RunConfig) -> Row | None:
         """The newest row that is this run and counts, or that diverged, which it would again."""
@@ -68,6 +75,10 @@ class Study:
         row = next((row for row in reversed(self.rows) if row["status"] in COUNTS and is_of(row, self.images)), None)
         return RunConfig.of(read_record(run_folder(self.table, row["run_id"]))["asked"]) if row else None
 
+    def reread(self) -> Study:
+        """With what its table holds by now."""
+        return replace(self, rows=rows_of(self.table, self.models))
+
 
 @functools.lru_cache(maxsize=256)
 def trial_in(folder: Path) -> Trial:
@@ -92,20 +103,25 @@ def is_of(row: Row, images: dict[str, str]) -> bool:
 # --- opened -------------------------------------------------------------------------------------------------------
 
 
-def opened(table: Path, models: Sequence[str], images: ImageSet | None) -> Study:
+def opened(table: Path, models: Iterable[str], images: ImageSet | None) -> Study:
     """The study of these images, or of those of its newest row where None are given."""
     from harness.run import settle_unfinished
 
     if images is not None:
         check_table(table)
     settle_unfinished(table)
-    rows = tuple(row for row in rows_before(table) if row["model"] in models)
-    return Study(table, rows, cells_of(images) if images else newest(rows))
+    models = tuple(models)
+    rows = rows_of(table, models)
+    return Study(table, rows, cells_of(images) if images else images_of_newest(rows), models)
 
 
-def newest(rows: Sequence[Row]) -> dict[str, str]:
-    counted = [row for row in rows if row["status"] in COUNTS]
-    return {name: counted[-1][name] for name in SAME_IMAGES} if counted else {}
+def rows_of(table: Path, models: Sequence[str]) -> tuple[Row, ...]:
+    return tuple(row for row in rows_before(table) if row["model"] in models)
+
+
+def images_of_newest(rows: Sequence[Row]) -> dict[str, str]:
+    row = next((row for row in reversed(rows) if row["status"] in COUNTS), None)
+    return {name: row[name] for name in SAME_IMAGES} if row else {}
 
 
 def cells_of(images: ImageSet) -> dict[str, str]:
@@ -141,7 +157,7 @@ def complete(study: Study, wanted: Callable[[Study], Sequence[RunConfig]], train
         print(plan(study, missing, train_images), flush=True)
         status = run_all(missing, study.table)
         tried.update(missing)
-        study = replace(study, rows=tuple(rows_before(study.table)))
+        study = study.reread()
         if status >= INTERRUPTED:
             return study, status
     return study, int(bool(missing_of(study, wanted)))
@@ -204,3 +220,21 @@ def nothing_yet(study: Study, claim: Claim, command: str) -> str:
 def points(value: float) -> str:
     """Percentage points, with a sign: an error that falls is below zero."""
     return f"{value:+.2f}"
+
+
+def length_of(config: RunConfig) -> str:
+    """How long a run was asked to be."""
+    if config.steps is not None:
+        return counted(config.steps, "step")
+    if config.timed_seconds is not None:
+        return f"{config.timed_seconds:g} timed seconds"
+    return f"{config.epochs:g} epochs"
+
+
+def keep(study: Study, header: Iterable[str], lines: Iterable[Iterable[str]], figure: Figure | None = None) -> None:
+    """Write the study's summary and its figure beside its table, and say so."""
+    folder, name = study.table.parent, study.table.stem
+    written = [save_table(folder, f"{name}-summary", header, lines)]
+    if figure:
+        written += save_figure(figure, folder, name)
+    print(wrote(written))

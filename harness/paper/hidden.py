@@ -46,8 +46,12 @@ def last_layer(network: nn.Module) -> tuple[str, nn.Linear]:
     """The network's last fully connected layer and its name; its inputs are the last hidden layer's activations."""
     from torch.nn import Linear
 
-    *_, found = ((name, module) for name, module in network.named_modules() if isinstance(module, Linear))
-    return found
+    from harness.workload import last_layer_name
+
+    name = last_layer_name(network.state_dict())
+    layer = network.get_submodule(name)
+    assert isinstance(layer, Linear)
+    return name, layer
 
 
 def activations(network: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Ints, Floats, Tensor]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import quantiles
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import models
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.config import AskedWrongly
 from harness.data import made
+from harness.metrics.numbers import percentile
 from harness.paper.claims import CLAIMS
 from harness.paper.drawing import FAINT, INK, about, blank_figure, not_run, save_figure, save_table, wrote
 from harness.rows import cell, words
@@ -102,10 +102,7 @@ def columns_of(kernels: Kernels, in_columns: bool) -> list[Column]:
 def quartiles(values: Sequence[float | None]) -> tuple[float | None, float | None, float | None]:
     """Lower quartile, median, upper quartile of those that are known; None of none."""
     known = [value for value in values if value is not None]
-    if len(known) < 2:
-        return (known[0],) * 3 if known else (None, None, None)
-    lower, middle, upper = quantiles(known, n=4, method="inclusive")
-    return lower, middle, upper
+    return percentile(known, 0.25), percentile(known, 0.5), percentile(known, 0.75)
 
 
 def draw(columns: Sequence[Column], title: str) -> Any:

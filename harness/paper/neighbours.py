@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,13 +56,10 @@ def look(
     import torch
 
     from harness.answers import refuse_what_is_not_finite
-    from harness.workload import each_image_once, exact_fp32, trained_network
+    from harness.workload import each_image_once, trained_networks
 
     assert images.val is not None
-    exact_fp32()
-    torch.set_num_threads(config.torch_threads or 1)
-    device = torch.device("cuda:0" if config.on_gpu else "cpu")
-    network = trained_network(config, len(images.classes), checkpoint.weights(), device)
+    (network,), device = trained_networks(config, [checkpoint])
 
     def batches(split: Split, places: Sequence[int]) -> Any:
         # A few images need no full batch of padding.
@@ -122,8 +118,10 @@ def figure4(
     """Writes figure4.png, .svg, figure4.csv (the neighbours) and figure4-classes.csv into `out`; what was found, in words."""
     checkpoint = open_checkpoint(place)
     made(out)
-    asked = {"data": data, "exclude": exclude, "statistics": statistics, "views": 1, "precision": "fp32"}
-    config = config_for(Namespace(**asked, images_per_batch=IMAGES_PER_BATCH), [checkpoint])
+    config = config_for(
+        [checkpoint], data=data, exclude=exclude, statistics=statistics, views=1, precision="fp32",
+        images_per_batch=IMAGES_PER_BATCH,
+    )  # fmt: skip
     print(about(checkpoint))
     images = opened(config, [checkpoint], quiet=False)
     assert images.val is not None
@@ -151,12 +149,7 @@ def searching(images: int, of: int) -> str:
 
 def neighbour_cells(found: Found, images: ImageSet) -> Iterator[list[str]]:
     """The lines of figure4.csv."""
-    assert images.val is not None
-    names, train, trained = (
-        images.classes,
-        images.train,
-        image_names(replace(images, train=images.val, val=images.train)),
-    )
+    names, train, trained = images.classes, images.train, image_names(images, images.train)
     for test, places, distances in zip(named_tests(found, images), *found.nearest, strict=True):
         for rank, (near, distance) in enumerate(zip(places.tolist(), distances.tolist(), strict=True), 1):
             yield [*test, str(rank), trained[near], names[train.labels[near]], cell(distance)]
@@ -172,7 +165,7 @@ def class_cells(found: Found, images: ImageSet) -> Iterator[list[str]]:
 def named_tests(found: Found, images: ImageSet) -> list[list[str]]:
     """Name and class of each test image."""
     assert images.val is not None
-    names = image_names(images)
+    names = image_names(images, images.val)
     return [[names[test], images.classes[images.val.labels[test]]] for test in found.tests]
 
 

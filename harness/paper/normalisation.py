@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import RunConfig
-from harness.metrics.learning import evaluation_points
-from harness.paper.asked import IMAGES_PER_STEP, LRN_EPOCHS, of_the_batch
+from harness.metrics.learning import errors_pct, evaluation_points
+from harness.paper.asked import IMAGES_PER_STEP, of_the_batch
 from harness.paper.charts import DASHED, SOLID, Curve, error_curves
+from harness.paper.cifar import LRN_EPOCHS
 from harness.paper.claims import CLAIMS
 from harness.paper.differences import Estimate, epochs_after, paired_difference
-from harness.paper.drawing import save_figure, save_table
-from harness.paper.groups import Study, complete, how_sure, images_of, nothing_yet, opened, points
+from harness.paper.groups import Study, complete, how_sure, images_of, keep, length_of, nothing_yet, opened, points
 from harness.rows import cell, words
 from harness.schedule import number_text
 from harness.summary import counted, markdown, rounded
@@ -49,6 +49,12 @@ def config_of(how: Mapping[str, Any]) -> RunConfig:
         "drops": ",".join(map(number_text, (epochs - 2, epochs - 1))),
     }
     return RunConfig(**{**plain, **how})
+
+
+def config_of_newest(newest: RunConfig | None, typed: dict[str, Any]) -> RunConfig:
+    """The run of the net without LRN, as long as the newest run unless another length was typed."""
+    length = {"epochs": newest.epochs} if newest and newest.epochs else {}
+    return config_of({**length, **typed, **of_the_batch(typed, None)})
 
 
 def wanted(base: RunConfig, seeds: int) -> list[RunConfig]:
@@ -99,12 +105,13 @@ def summary_lines(errors: Mapping[str, Mapping[int, float]]) -> list[list[str]]:
 
 
 def curve_of(side: str, trial: Trial, seeds: int) -> Curve:
-    evaluations = [point for point in evaluation_points(trial) if point.images]
+    evaluated = [(point.step, errors_pct(point)[0]) for point in evaluation_points(trial)]
+    known = [(epochs_after(trial, step), error) for step, error in evaluated if error is not None]
     return Curve(
         f"{side} ({counted(seeds, 'seed')})",
         LOOKS[side],
-        [epochs_after(trial, point.step) for point in evaluations],
-        [100 * (1 - point.top1_correct / point.images) for point in evaluations],
+        [epochs for epochs, _ in known],
+        [error for _, error in known],
     )
 
 
@@ -129,13 +136,10 @@ def show(study: Study, base: RunConfig) -> None:
     if not lines:
         print(nothing_yet(study, CLAIM, "python -m harness paper lrn --data FOLDER-OF-CIFAR-10"))
         return
-    print(f"Validation error after {base.epochs:g} epochs on {study.name}:\n\n{markdown(lines)}\n")
+    print(f"Validation error after {length_of(base)} on {study.name}:\n\n{markdown(lines)}\n")
     if found:
         print(f"{verdict(found)}\n")
-    stem, folder = study.table.stem, study.table.parent
-    table = save_table(folder, f"{stem}-summary", HEADER, summary_lines(errors))
-    written = [table, *save_figure(drawn(study, base, errors), folder, stem)]
-    print("written: " + ", ".join(map(str, written)))
+    keep(study, HEADER, summary_lines(errors), drawn(study, base, errors))
 
 
 def main(typed: dict[str, Any], table: Path, seeds: int) -> int:
@@ -143,8 +147,7 @@ def main(typed: dict[str, Any], table: Path, seeds: int) -> int:
     nets = tuple(NETS.values())
     if "data" not in typed:
         study = opened(table, nets, None)
-        newest = study.newest()
-        show(study, newest.with_(**typed) if newest else config_of({**typed, **of_the_batch(typed, None)}))
+        show(study, config_of_newest(study.newest(), typed))
         return 0
     images = images_of(RunConfig(**typed), validated=True)
     base = config_of({**typed, **of_the_batch(typed, len(images.train)), "recipe": "paper lrn"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.paper.claims import FIGURE_4_NEIGHBOURS
+from harness.paper.claims import FIGURE_4_CLASSES, FIGURE_4_NEIGHBOURS
 from harness.paper.drawing import BLUE, FAINT, INK, ORANGE, blank_figure
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Pixels = NDArray[np.uint8]  # (side, side, 3)
 
 # Inches.
-LINE, PICTURE, BARS, NEIGHBOUR, GAP, MARGIN, HEAD, CAPTION = 1.5, 1.2, 2.3, 1.2, 0.12, 0.2, 0.75, 0.3
+LINE, PICTURE, BARS, GAP, MARGIN, HEAD = 1.5, 1.2, 2.3, 0.12, 0.2, 0.75
 BAR_LETTERS, CAPTION_LETTERS = 30, 17
 
 
@@ -32,7 +32,7 @@ class Line(NamedTuple):
 
 def panel(lines: Sequence[Line], title: str, activations: str) -> Figure:
     """The figure. What is of the test image's own class is ORANGE."""
-    width = 2 * MARGIN + PICTURE + GAP + BARS + 2 * GAP + FIGURE_4_NEIGHBOURS * (NEIGHBOUR + GAP)
+    width = 2 * MARGIN + PICTURE + GAP + BARS + 2 * GAP + FIGURE_4_NEIGHBOURS * (PICTURE + GAP)
     height = HEAD + len(lines) * LINE + MARGIN
     figure = blank_figure(width, height)
 
@@ -61,7 +61,7 @@ def panel(lines: Sequence[Line], title: str, activations: str) -> Figure:
         write(MARGIN, top + PICTURE + 0.04, short(line.label, CAPTION_LETTERS), fontsize=8.5, color=INK, weight="bold")
         draw_bars(axes_at(bars_at, top, BARS, PICTURE), line)
         for place, (pixels, label, distance) in enumerate(line.neighbours):
-            left = first_at + place * (NEIGHBOUR + GAP)
+            left = first_at + place * (PICTURE + GAP)
             same = label == line.label
             show(axes_at(left, top, PICTURE, PICTURE), pixels, ORANGE if same else FAINT)
             write(left, top + PICTURE + 0.04, short(label, CAPTION_LETTERS), fontsize=7.5, color=INK)
@@ -85,7 +85,7 @@ def draw_bars(axes: Axes, line: Line) -> None:
         axes.barh(-place, probability, height=0.82, color=ORANGE if label == line.label else BLUE)
         axes.text(0.02, -place, short(label, BAR_LETTERS), va="center", fontsize=8, color=INK)
         axes.text(1.0, -place, per_cent(probability), va="center", ha="right", fontsize=8, color=INK)
-    axes.set(xlim=(0, 1), ylim=(0.6 - max(5, len(line.likeliest)), 0.5), xticks=[], yticks=[])
+    axes.set(xlim=(0, 1), ylim=(0.6 - max(FIGURE_4_CLASSES, len(line.likeliest)), 0.5), xticks=[], yticks=[])
     axes.patch.set_facecolor("#f4f4f4")
     for side in axes.spines.values():
         side.set_visible(False)

@@ -23,8 +23,8 @@ from harness.paper.claims import (
     TABLE_2,
     Printed,
 )
-from harness.paper.found import SIX_LAYERS, TRAIN, Ours, found_under
-from harness.predictions import error_interval
+from harness.paper.found import SIX_LAYERS, SIZES, TRAIN, Ours, found_under
+from harness.predictions import error_pct
 from harness.recipes import IMAGENET
 from harness.summary import markdown
 
@@ -38,8 +38,9 @@ NOTHING = " "
 # --- which line of the table it is --------------------------------------------------------------------------------
 
 
-def is_all_but_excluded(found: int, of: int, excluded: int) -> bool:
-    return of - excluded <= found <= of
+def is_all_but_excluded(found: int, of: int, excluded: int | None) -> bool:
+    """Where it is unknown how many were left out by name, nothing less than all is all."""
+    return of - (excluded or 0) <= found <= of
 
 
 def on_test_2010(ours: Ours) -> bool:
@@ -48,10 +49,11 @@ def on_test_2010(ours: Ours) -> bool:
 
 
 def on_validation_2012(ours: Ours) -> bool:
-    excluded, tolerated = ours.dataset["excluded_images"], ABOUT * IMAGENET
-    most, least = IMAGENET + tolerated, IMAGENET - tolerated - excluded
+    classes, train_images, excluded = (ours.dataset[name] for name in SIZES)
+    tolerated = ABOUT * IMAGENET
+    most, least = IMAGENET + tolerated, IMAGENET - tolerated - (excluded or 0)
     evaluated = is_all_but_excluded(ours.images, VAL_IMAGES_2012, excluded)
-    return ours.dataset["classes"] == CLASSES and evaluated and least <= ours.dataset["train_images"] <= most
+    return classes == CLASSES and evaluated and train_images is not None and least <= train_images <= most
 
 
 def kinds(ours: Ours) -> tuple[int, int] | None:
@@ -141,8 +143,8 @@ def our_cells(ours: Ours) -> dict[str, str]:
 
 def with_interval(wrong: int, images: int) -> str:
     """`40.72 (40.29 to 41.15)`: per cent, with Wilson's 95 % interval."""
-    low, high = error_interval(wrong, images)
-    return f"{100 * wrong / images:.2f} ({100 * low:.2f} to {100 * high:.2f})"
+    error, low, high = error_pct(wrong, images)
+    return f"{error:.2f} ({low:.2f} to {high:.2f})"
 
 
 def span(epochs: Sequence[float | None]) -> str:
