@@ -80,7 +80,7 @@ def join(asked: RunConfig, config: RunConfig, table: Path) -> tuple[folders.Laun
     images: ImageSet = together(lambda: open_images(config))
     agree.must_agree({"the data": images.dataset_id}, "give every node the same images by --data")
     check_shape(config, len(images.train))
-    check_images(config, images)
+    together(lambda: check_images(config, images))
     if config.resume:
         together(lambda: refuse_another_run(config, images, folders.dataset_cells(images)))
     index = dist.get_rank()

@@ -86,7 +86,7 @@ def check_block(config: RunConfig, compiler: bool) -> None:
 
 
 def check_images(config: RunConfig, images: ImageSet) -> None:
-    """AskedWrongly where these images cannot be shown as was asked."""
+    """AskedWrongly where these images cannot be shown as was asked, or not to this network with the rates and weights asked."""
     if images.train.square and config.augment in pipelines.RANDOM_RESIZED:
         raise AskedWrongly(pipelines.no_random_resized(config.augment, images.train.square))
     if config.schedule == "plateau" and images.val is None:
@@ -103,6 +103,10 @@ def check_images(config: RunConfig, images: ImageSet) -> None:
         raise AskedWrongly(
             "--pipeline torch was asked and its decoder reads no s3:// addresses: ask for --pipeline dali"
         )
+    if config.layer_rates or config.fine_tune_from:
+        from harness.workload import check_layers  # slow to import
+
+        check_layers(config, len(images.classes))
 
 
 def check_gpus(asked: int | None, found: int) -> None:

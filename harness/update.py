@@ -33,15 +33,9 @@ from harness.schedule import (
 MEMBER = "member"  # key of a group of `groups_by_layer`: the name of one of its parameters, which stands for all
 
 
-def optimiser_of(
-    config: RunConfig, network: nn.Module, whole: Iterable[str], train_images: int
-) -> tuple[Optimizer, Rates]:
-    """SGD over a network's parameters, or those of a part of it, and what sets its learning rates step by step.
-
-    `whole`: the parameters of the whole network by name. AskedWrongly where --layer-rates names another layer.
-    """
+def optimiser_of(config: RunConfig, network: nn.Module, train_images: int) -> tuple[Optimizer, Rates]:
+    """SGD over a network's parameters, or those of a part of it, and what sets its learning rates step by step."""
     layers = layer_rates_of(config.layer_rates) if config.layer_rates else ()
-    check_layers(layers, whole, config.model)
     groups = models.parameter_groups(network, config.learning_rate, config.weight_decay)
     if layers:
         groups = groups_by_layer(groups, network, layers)
@@ -149,7 +143,7 @@ def groups_by_layer(
     return split
 
 
-def check_layers(layer_rates: Iterable[LayerRate], names: Iterable[str], model: str) -> None:
+def check_rates(layer_rates: Iterable[LayerRate], names: Iterable[str], model: str) -> None:
     """AskedWrongly where a layer has no parameter among `names`, those of the whole network."""
     known = list(names)
     for each in layer_rates:

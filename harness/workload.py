@@ -20,8 +20,9 @@ import pipelines
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.config import AskedWrongly, RunConfig
 from harness.measure import Workload
+from harness.schedule import layer_rates_of
 from harness.schemes import DTYPES, Scheme, scheme_of
-from harness.update import Rates, optimiser_of
+from harness.update import Rates, check_rates, optimiser_of
 from models.alexnet import multiply_adds
 from models.shares import part_of
 from pipelines.augment import JITTER
@@ -66,9 +67,10 @@ def build(config: RunConfig, images: ImageSet, rank: Rank, resume: pipelines.Sta
     scheme = scheme_of(config, rank.index)
     network = build_network(config, len(images.classes), rank, scheme)
     if config.fine_tune_from and not config.resume:
-        take_over(network, open_checkpoint(config.fine_tune_from), config, len(images.classes), scheme)
+        whole = whole_shapes(config, len(images.classes))
+        take_over(network, open_checkpoint(config.fine_tune_from), whole, scheme)
     wrapped = scheme.wrapped(network, config, rank.device)
-    optimiser, rates = optimiser_of(config, network, whole_shapes(config, len(images.classes)), len(images.train))
+    optimiser, rates = optimiser_of(config, network, len(images.train))
     mine: dict[str, Any] = {"rank": rank, "scheme": scheme, "statistics": images.statistics}
     shown: Callable[..., Any] = partial(create_batches, config, **mine)
     batches = shown(images.train, training=True, resume=resume)
@@ -132,26 +134,34 @@ def last_layer_name(parameters: Iterable[str]) -> str:
     return last.rpartition(".")[0]
 
 
-def take_over(network: nn.Module, saved: Checkpoint, config: RunConfig, classes: int, scheme: Scheme) -> None:
-    """Put the saved network's weights into this one, or this part of one, but for the last layer's.
+def check_layers(config: RunConfig, classes: int) -> None:
+    """AskedWrongly where --layer-rates names a layer that the network has not, or --fine-tune-from a checkpoint of one whose
+    layers below the last are others; CheckpointError where its weights are not what was saved."""
+    whole = whole_shapes(config, classes)
+    if config.layer_rates:
+        check_rates(layer_rates_of(config.layer_rates), whole, config.model)
+    if config.fine_tune_from and not config.resume:
+        saved = open_checkpoint(config.fine_tune_from)
+        kept, wanted = (shapes_below_the_last(parameters, whole) for parameters in (saved.weights(), whole))
+        if kept != wanted:
+            raise AskedWrongly(
+                f"--fine-tune-from {saved.folder} is a checkpoint of {saved.asked['model']}, whose layers below the last are not "
+                f"those of {config.model}: ask for the same --model"
+            )
 
-    AskedWrongly, naming the first parameter that differs, where that is another network.
-    """
-    weights, mine = saved.weights(), network.state_dict()
-    last = last_layer_name(whole_shapes(config, classes))
-    wanted = [name for name in mine if not name.startswith(f"{last}.")]
-    part = scheme.parts.rank if scheme.parts else 0
-    try:
-        found = part_of(weights, {name: mine[name] for name in wanted}, part)
-        fits = all(found[name].shape == mine[name].shape for name in wanted)
-    except (KeyError, ValueError, RuntimeError):
-        fits = False
-    if not fits:
-        raise AskedWrongly(
-            f"--fine-tune-from {saved.folder} is a checkpoint of {saved.asked['model']}, whose layers below the last are not "
-            "those of this network: ask for the same --model"
-        )
-    network.load_state_dict(found, strict=False)
+
+def shapes_below_the_last(parameters: Mapping[str, Tensor], whole: Iterable[str]) -> dict[str, torch.Size]:
+    """Shapes by name but for the last layer's; `whole`: as in `last_layer_name`, since a file has an order of its own."""
+    last = last_layer_name(whole)
+    return {name: each.shape for name, each in parameters.items() if not name.startswith(f"{last}.")}
+
+
+def take_over(network: nn.Module, saved: Checkpoint, whole: Iterable[str], scheme: Scheme) -> None:
+    """Put the saved network's weights into this one, or this part of one, but for the last layer's; `whole`: its parameters' names
+    in their order. What is not alike was refused by `check_layers`."""
+    last = last_layer_name(whole)
+    mine = {name: each for name, each in network.state_dict().items() if not name.startswith(f"{last}.")}
+    network.load_state_dict(part_of(saved.weights(), mine, scheme.parts.rank if scheme.parts else 0), strict=False)
 
 
 def train_multiply_adds_per_image(config: RunConfig, classes: int) -> int:

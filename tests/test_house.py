@@ -91,7 +91,7 @@ MAY_IMPORT = {
     "telemetry": {"environment", "trial"},
     "join": {"rank", "agree", "folders", "launch", "resolve", "images", "config", "resume"},
     "launch": {"folders", "environment", "progress", "config"},
-    "resolve": {"environment", "config"},
+    "resolve": {"workload", "environment", "config"},
     "folders": {"forecast", "results", "rows", "environment", "progress", "trial", "config", "checkpoint"},
     "rank": {
         "seen",

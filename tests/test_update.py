@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import models
 from harness.config import AskedWrongly
 from harness.schedule import Schedule, layer_rates_of, rate_factor
-from harness.update import Rates, check_layers, groups_by_layer, set_rates
+from harness.update import Rates, check_rates, groups_by_layer, set_rates
 
 BASE, MOMENTUM, DECAY = 0.02, 0.9, 0.0005
 STEPS = 50
@@ -238,11 +238,11 @@ def test_momentum_is_scaled_only_where_the_paper_asks_and_the_rate_changes() -> 
 
 def test_a_layer_that_the_network_lacks_is_named_with_those_it_has() -> None:
     names = [name for name, _ in small_network().named_parameters()]
-    check_layers(layer_rates_of("conv1@3=0,conv10.bias@3=0"), names, "small")
+    check_rates(layer_rates_of("conv1@3=0,conv10.bias@3=0"), names, "small")
     with pytest.raises(
         AskedWrongly, match=r"names conv7, of which small has no parameter: its layers are conv1, conv10$"
     ):
-        check_layers(layer_rates_of("conv1@3=0,conv7@3=0"), names, "small")
+        check_rates(layer_rates_of("conv1@3=0,conv7@3=0"), names, "small")
 
 
 # --- going on -----------------------------------------------------------------------------------------------------
