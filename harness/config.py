@@ -59,6 +59,10 @@ def jitter(text: str) -> str | None:
     return None if numbers == JITTER else ",".join(f"{number:g}" for number in numbers)
 
 
+def path(text: str) -> str:
+    return text  # a name of its own, for `--help`
+
+
 def asked(kind: str, text: str, default: Any, *, parse: Callable[[str], Any] = str, choices: Any = None) -> Any:
     """A field of RunConfig: `kind` decides which digest it enters, `text` is its line in --help."""
     assert kind in KINDS
@@ -87,7 +91,7 @@ class RunConfig:
     layer_rates: str | None = asked("task", "rates of single layers from an epoch on, 0 to freeze, as conv1@67=0.00001,conv1@72=0", None, parse=layer_rates)
     decay_form: str = asked("task", "how momentum meets a new rate: as torch has it, or as the paper prints it", "torch", choices=FORMS)
     noise_epochs: float | None = asked("task", "epochs with the colour noise of --augment paper or code2012; all of them if left out", None, parse=real(0))
-    fine_tune_from: str | None = asked("task", "checkpoint whose weights this run starts from, but for the last layer's", None)
+    fine_tune_from: str | None = asked("task", "checkpoint whose weights this run starts from, but for the last layer's", None, parse=path)
     momentum: float = asked("task", "momentum", 0.9, parse=real(0, maximum=1))
     weight_decay: float = asked("task", "weight decay", 0.0005, parse=real(0))
     init: str | None = asked("task", "initial weights: paper (0.01) or code2012 (0.03 in conv3-5); some nets have their own", "paper", choices=("paper", "code2012"))
@@ -108,9 +112,9 @@ class RunConfig:
     hw_decoder_load: float | None = asked("setting", "share of JPEGs for the hardware decoder", None, parse=real(0, maximum=1))
     bucket_mib: int | None = asked("setting", "gradient bucket of data parallelism, MiB", None, parse=whole(1))
 
-    data: str | None = asked("bookkeeping", "images: class folders, ImageNet as distributed, WebDataset or TFRecord shards, a set of `data prepare`, or s3:// class folders; the embedded set if left out", None)
-    exclude: str | None = asked("bookkeeping", "file of images to leave out, as `data check` writes it", None)
-    statistics: str | None = asked("bookkeeping", "file of `data statistics`: its mean image and colours in place of ImageNet's", None)
+    data: str | None = asked("bookkeeping", "images: class folders, ImageNet as distributed, WebDataset or TFRecord shards, a set of `data prepare`, or s3:// class folders; the embedded set if left out", None, parse=path)
+    exclude: str | None = asked("bookkeeping", "file of images to leave out, as `data check` writes it", None, parse=path)
+    statistics: str | None = asked("bookkeeping", "file of `data statistics`: its mean image and colours in place of ImageNet's", None, parse=path)
     views: int = asked("bookkeeping", "views of an image in evaluations: its middle, or the paper's ten with their outputs averaged", 1, parse=whole(1), choices=(1, 10))
     steps: int | None = asked("bookkeeping", "length: timed steps, after warm-up", None, parse=whole(1))
     timed_seconds: float | None = asked("bookkeeping", "length: seconds of timed steps once settled", None, parse=real(0, above=True))
@@ -121,14 +125,14 @@ class RunConfig:
     evaluate_every: int | None = asked("bookkeeping", "also evaluate after every this many images", None, parse=whole(1))
     checkpoint_every: int | None = asked("bookkeeping", "save the run after every this many images, at its end, and when it is stopped", None, parse=whole(1))
     keep: int = asked("bookkeeping", "newest checkpoints that stay, beside the best", 2, parse=whole(1))
-    resume: str | None = asked("bookkeeping", "run or checkpoint to go on from, in the middle of an epoch too; what is left out is as it was there", None)
+    resume: str | None = asked("bookkeeping", "run or checkpoint to go on from, in the middle of an epoch too; what is left out is as it was there", None, parse=path)
     time_limit: float | None = asked("bookkeeping", "seconds after which the run saves itself and ends", None, parse=real(0, above=True))
     max_restarts: int = asked("bookkeeping", "times that the ranks start again from the newest checkpoint after one has died", 0, parse=whole(0, 100))
     limits: str = asked("bookkeeping", "after training: input and model alone (brief), or also the input while training, reading and decoding alone (full)", "brief", choices=("brief", "full"))
     profile: int | None = asked("bookkeeping", "write a trace of this many steps after the timed ones; such a run is never ranked", None, parse=whole(1, 1000))
     heartbeat: float = asked("bookkeeping", "seconds after which a rank that does not move is named and the job ended; also how long ranks wait to meet", 120.0, parse=real(1))
     label: str = asked("bookkeeping", "your name for this box or experiment", "")
-    recipe: str = asked("bookkeeping", "named settings that a typed flag beats", "smoke")
+    recipe: str = asked("bookkeeping", "named settings that a typed flag beats, or a TOML file of them", "smoke")
     # fmt: on
 
     @property

@@ -56,8 +56,7 @@ def add_evaluate(commands: Any) -> None:
     )
     for field in fields(RunConfig):
         if field.name in ASKED:
-            of_places = {"metavar": "PATH"} if field.name in PLACES else {}
-            add_field(command, field, NOTES.get(field.name, ""), default=None, **of_places)
+            add_field(command, field, NOTES.get(field.name, ""), default=None)
     command.add_argument(
         "--images-per-batch",
         metavar="NUMBER",

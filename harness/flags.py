@@ -72,7 +72,7 @@ def add_field(to: argparse._ActionsContainer, field: Any, note: str = "", **chan
         "dest": field.name,
         "type": about["parse"],
         "choices": choices,
-        "metavar": None if choices else about["parse"].__name__.split()[-1].upper(),
+        "metavar": None if choices or about["parse"] is str else about["parse"].__name__.split()[-1].upper(),
         "default": argparse.SUPPRESS,
         "help": f"{about['help']} ({note})" if note else about["help"],
     }

@@ -46,7 +46,7 @@ def add_paper(commands: Any, parser_class: Any) -> None:
         figure.add_argument(
             "checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help="its folder, or its run's for the newest"
         )
-    add_fields(figure4, *PLACES, metavar="PATH", default=None)
+    add_fields(figure4, *PLACES, default=None)
     figure4.add_argument(
         "--images",
         metavar="NUMBER",
