@@ -99,7 +99,7 @@ class RunConfig:
     gpus: int | None = asked("shape", "GPUs, one rank each; 1,2,4 gives a row group for each", None, parse=whole(1))
     cpus: int | None = asked("shape", "CPU ranks over gloo, the same code path as GPUs over NCCL", None, parse=whole(1))
     nodes: int = asked("shape", "machines, as torchrun has started them; left out, as many as it says", 1, parse=whole(1))
-    parallel: str = asked("shape", "how ranks share the work: images (data), the network's two columns (columns: pairs of ranks, the paper's way), or images in convolutions and units in fully connected layers (hybrid)", "data", choices=PARALLEL)
+    parallel: str = asked("shape", "how ranks share the work: images (data), the network's two columns (columns: pairs of ranks, the paper's way), or images in convolutions and units in fully connected layers (hybrid); recipes paper and code2012 have columns on two ranks", "data", choices=PARALLEL)
     images_per_gpu: int = asked("shape", "images a rank a step", 128, parse=whole(1))
 
     pipeline: str = asked("setting", "where batches come from: dali, torch or synthetic", "dali")
@@ -132,7 +132,7 @@ class RunConfig:
     profile: int | None = asked("bookkeeping", "write a trace of this many steps after the timed ones; such a run is never ranked", None, parse=whole(1, 1000))
     heartbeat: float = asked("bookkeeping", "seconds after which a rank that does not move is named and the job ended; also how long ranks wait to meet", 120.0, parse=real(1))
     label: str = asked("bookkeeping", "your name for this box or experiment", "")
-    recipe: str = asked("bookkeeping", "named settings that a typed flag beats, or a TOML file of them", "smoke")
+    recipe: str = asked("bookkeeping", "named settings that a typed flag beats, or a TOML file of them; throughput with --gpus", "smoke")
     # fmt: on
 
     @property

@@ -42,7 +42,7 @@ MACHINE = ("cpu_name", "gpu_name", "torch", "dali", "harness", "git_commit")
 def add_evaluate(commands: Any) -> None:
     command = commands.add_parser(
         "evaluate",
-        help="test error of saved networks, alone or averaged, with every prediction kept",
+        help="validation error of saved networks, alone or averaged, with every prediction kept",
         description="Errors on the validation images with 95 % intervals (Wilson's). Of several checkpoints the softmax outputs are "
         "averaged, and each is compared with the first on the same images: the second's error less the first's, its interval "
         "(Agresti and Min's), and McNemar's exact test. One process, on the first GPU or else the CPU.",

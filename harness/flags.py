@@ -34,7 +34,7 @@ def counts(text: str) -> tuple[int, ...]:
 counts.__name__ = "number of ranks"
 
 # What a recipe cannot say: which ranks and images, and which run or recipe it is about.
-OF_ONE_RUN = (*PLACES, "gpus", "cpus", "nodes", "resume", "recipe")
+OF_ONE_RUN = (*PLACES, "gpus", "cpus", "nodes", "resume", "recipe", "table", "quiet")
 
 
 def add_run(commands: Any, call: Callable[[argparse.Namespace], int]) -> None:
@@ -54,9 +54,14 @@ def add_run(commands: Any, call: Callable[[argparse.Namespace], int]) -> None:
     sections = {kind: run.add_argument_group(title) for kind, title in groups.items()}
     for field in fields(RunConfig):
         about = field.metadata
-        in_recipes = {name: values[field.name] for name, values in RECIPES.items() if field.name in values}
-        note = ", ".join(f"{name} {value}" for name, value in in_recipes.items())
-        note = note or (f"default {field.default}" if field.default not in (None, "") else "")
+        others = {
+            name: own
+            for name, values in RECIPES.items()
+            if (own := values.get(field.name, field.default)) != field.default
+        }
+        note = ", ".join(f"{name} {own}" for name, own in others.items())
+        if field.default not in (None, ""):
+            note = f"{note}, else {field.default}" if note else f"default {field.default}"
         several = {"type": counts} if field.name in ("gpus", "cpus") else {}
         add_field(sections[about["kind"]], field, note, **several)
     run.add_argument("--table", type=Path, help="table to append to (default results/<machine>.csv)")
@@ -194,7 +199,8 @@ def checked(file: str, name: str, value: Any) -> Any:
         about = next(field.metadata for field in fields(RunConfig) if field.name == name)
         parse, choices = about["parse"], CHOICES.get(name, about["choices"])
     try:
-        parsed = parse(f"{value:g}" if isinstance(value, float) else str(value))
+        # A whole number may be written 60.0.
+        parsed = parse(str(int(value) if isinstance(value, float) and value.is_integer() else value))
     except argparse.ArgumentTypeError as error:
         raise AskedWrongly(f"--recipe {file} has {name} = {value!r}: {error}") from None
     except ValueError:

@@ -228,6 +228,12 @@ def test_a_recipe_of_ones_own_fills_in_flags(tmp_path: Path) -> None:
     assert (config.images_per_gpu, config.epochs, config.drops, config.learning_rate) == (32, 3, "1,2", 0.5)
 
 
+def test_a_recipe_of_ones_own_keeps_every_digit(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("learning_rate = 0.0123456789\nsteps = 30.0\n")
+    (config,) = asked("--recipe", str(tmp_path / "mine.toml"))
+    assert (config.learning_rate, config.steps) == (0.0123456789, 30)
+
+
 @pytest.mark.parametrize(
     ("said", "words"),
     [
@@ -238,6 +244,7 @@ def test_a_recipe_of_ones_own_fills_in_flags(tmp_path: Path) -> None:
         ('model = "vgg"', ["mine.toml", "vgg", "alexnet"]),
         ("gpus = 2\nsteps = 3", ["mine.toml", "has gpus", "type it"]),
         ('resume = "nowhere"', ["mine.toml", "has resume", "type it"]),
+        ('table = "mine.csv"', ["mine.toml", "has table", "type it"]),
         ('model = "alexnet"', ["mine.toml has no length"]),
         ("epochs = 2\nsteps = 3", ["--steps and --epochs", "one length"]),
         ('images_per_step = "many"\nsteps = 3', ["mine.toml", "images_per_step = 'many': give a whole number"]),

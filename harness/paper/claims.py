@@ -24,7 +24,7 @@ class Printed:
 SPARSE_CODING = Printed("Sparse coding", 47.1, 28.2)
 SIFT_2010 = Printed("SIFT + FVs", 45.7, 25.7)
 CNN_2010 = Printed("CNN", 37.5, 17.0)
-# Not in print: the released source's log of the same net, its centre crops alone.
+# The paper's footnote 5: without averaging over ten views.
 CNN_2010_CENTRE = Printed("CNN, centre crop", 39.0, 18.3)
 TABLE_1 = (SPARSE_CODING, SIFT_2010, CNN_2010, CNN_2010_CENTRE)
 
@@ -84,7 +84,7 @@ CLAIMS = {
     "weight_decay": Claim("5", "a weight decay of 0.0005 lowers the training error too"),
     "figure3": Claim(
         "6.1, Figure 3",
-        "conv1's kernels on GPU 1 are largely without colour and those on GPU 2 largely about colour, in every run",
+        "conv1's kernels on GPU 1 are largely without colour and those on GPU 2 largely about colour, in every run but for which GPU is called 1",
     ),
     "figure4": Claim(
         "6.1, Figure 4",

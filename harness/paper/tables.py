@@ -29,7 +29,7 @@ from harness.recipes import IMAGENET
 from harness.summary import markdown
 
 CLASSES = 1000
-TEST_IMAGES_2010, VAL_IMAGES_2012 = 150_000, 50_000
+TRAIN_IMAGES_2010, TEST_IMAGES_2010, VAL_IMAGES_2012 = 1_261_406, 150_000, 50_000
 ABOUT = 0.005  # of the training images, which some have lost a few of
 # `markdown` leaves out a column that is empty in every line: ours is there also where nothing has been run.
 NOTHING = " "
@@ -162,25 +162,45 @@ def left_out(found: Iterable[tuple[Ours, Printed | str]]) -> list[str]:
     return [f"Errors found here that stand beside no line: {several}."] if several else []
 
 
-EVALUATE = "python -m harness evaluate {} --data FOLDER --views {}"
+OF_2010, TEST_OF_2010, OF_FALL_2011 = "TRAIN2010", "TEST2010", "FALL2011"
+# What stands for a folder or folders in the commands, and which.
+STANDS_FOR = {
+    OF_2010: "ILSVRC-2010's images",
+    TEST_OF_2010: "its test images, see docs/imagenet.md: not to be trained with, since their errors would set the rate",
+    "FOLDER": "ILSVRC-2012's images",
+    OF_FALL_2011: "those of the Fall 2011 release's 22,000 classes",
+    "RUN": "results/runs/<run_id>",
+}
+
+
+def train(folder: str, more: str = "", train_images: int | None = None) -> str:
+    """`train_images`: an epoch, where it is not ILSVRC-2012's."""
+    often = f" --evaluate-every {train_images} --checkpoint-every {train_images}" if train_images else ""
+    return f"{TRAIN} --data {folder}{often}{more}"
+
+
+def evaluate(runs: str, views: int, folder: str = "FOLDER") -> str:
+    return f"python -m harness evaluate {runs} --data {folder} --views {views}"
+
+
 # The lines that can be run here, and what fills each.
 FILLED_BY: dict[Printed, tuple[str, ...]] = {
-    CNN_2010: (f"{TRAIN} --data FOLDER", EVALUATE.format("RUN", 10)),
-    CNN_2010_CENTRE: (EVALUATE.format("RUN", 1),),
-    CNN_1: (f"{TRAIN} --data FOLDER", EVALUATE.format("RUN", 10)),
+    CNN_2010: (train(OF_2010, train_images=TRAIN_IMAGES_2010), evaluate("RUN", 10, TEST_OF_2010)),
+    CNN_2010_CENTRE: (evaluate("RUN", 1, TEST_OF_2010),),
+    CNN_1: (train("FOLDER"), evaluate("RUN", 10)),
     CNNS_5: (
-        f"{TRAIN} --data FOLDER --seed 1",
+        train("FOLDER", " --seed 1"),
         "and so with --seed 2, 3, 4 and 5",
-        EVALUATE.format("RUN RUN RUN RUN RUN", 10),
+        evaluate("RUN RUN RUN RUN RUN", 10),
     ),
     CNN_1_PRETRAINED: (
-        f"{TRAIN} --model {SIX_LAYERS} --data FALL2011",
-        f"{TRAIN} --model {SIX_LAYERS} --data FOLDER --fine-tune-from RUN",
-        EVALUATE.format("RUN", 10),
+        train(OF_FALL_2011, f" --model {SIX_LAYERS}"),
+        train("FOLDER", f" --model {SIX_LAYERS} --fine-tune-from RUN"),
+        evaluate("RUN", 10),
     ),
     CNNS_7_PRETRAINED: (
-        f"{TRAIN} --model {SIX_LAYERS} --data FOLDER --fine-tune-from RUN --seed 2",
-        EVALUATE.format("RUN RUN RUN RUN RUN RUN RUN", 10) + "   # five CNNs and two CNN*",
+        train("FOLDER", f" --model {SIX_LAYERS} --fine-tune-from RUN --seed 2"),
+        evaluate("RUN RUN RUN RUN RUN RUN RUN", 10) + "   # five CNNs and two CNN*",
     ),
 }
 
@@ -189,14 +209,18 @@ def to_fill(printed: Sequence[Printed], found: Iterable[tuple[Ours, Printed | st
     """The commands that fill the lines which are empty."""
     there = {line for _, line in found}
     missing = [line for line in printed if line in FILLED_BY and line not in there]
-    width = max((len(line.name) for line in missing), default=0)
-    head = "What fills the empty lines (FOLDER: the images, FALL2011: those of its 22,000 classes, RUN: results/runs/<run_id>):"
+    if not missing:
+        return []
+    width = max(len(line.name) for line in missing)
     commands = [
         f"  {line.name if not place else '':<{width}}  {command}"
         for line in missing
         for place, command in enumerate(FILLED_BY[line])
     ]
-    return [head, *commands] if missing else []
+    used = {word for command in commands for word in command.split()}
+    legend = [f"  {name}: {means}" for name, means in STANDS_FOR.items() if name in used]
+    statistics = "Where the network is trained with --statistics, `evaluate` takes them too."
+    return ["What fills the empty lines:", *commands, *legend, statistics]
 
 
 def told(heading: str, printed: Sequence[Printed], found: Sequence[tuple[Ours, Printed | str]], *notes: str) -> str:
@@ -210,9 +234,9 @@ def table1(results: Path) -> str:
         "Table 1 of the paper: error on ILSVRC-2010's test set",
         TABLE_1,
         [(ours, line_of_table1(ours)) for ours in found_under(results)],
-        "The centre crop's errors are from the log of the released source; the paper prints the ten views'.",
+        "The centre crop's errors are those of the paper's footnote 5, without averaging over ten views.",
         INTERVALS,
-        "A set of 1,000 classes and 150,000 evaluated images is taken for this one, whose files are not known here; its test images go into FOLDER/val.",
+        "A set of 1,000 classes and 150,000 evaluated images is taken for this one, whose files are not known here.",
     )
 
 
