@@ -47,7 +47,9 @@ def run_agent(config: RunConfig, run_folder: Path, attempt: int) -> tuple[str, i
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in [*logging.root.manager.loggerDict]:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     overlook_the_timer()
     logs = run_folder / "logs" / str(attempt)
     logs.mkdir(parents=True)

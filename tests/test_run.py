@@ -102,6 +102,7 @@ def test_ctrl_c_in_the_timed_window_leaves_an_interrupted_row_and_no_process(sta
     assert status == 130, output
     assert [row["status"] for row in rows(run.table)] == ["interrupted"]
     assert "Traceback" not in output
+    assert "death signal" not in output  # torch's agent warns of it
     assert verified(run.table)
     assert run.leaves_nothing(), run.left_running()
 
@@ -115,6 +116,7 @@ def test_ctrl_c_before_the_timed_window_leaves_no_row_and_no_process(start: Call
     assert not run.table.exists()
     assert list(run.table.parent.glob("runs/*")) == []
     assert "Traceback" not in output
+    assert "death signal" not in output  # torch's agent warns of it
     assert run.leaves_nothing(), run.left_running()
 
 
