@@ -30,6 +30,9 @@ def completed(typed: dict[str, Any]) -> dict[str, Any]:
             raise AskedWrongly(
                 f"--resume {typed['resume']} was trained with --{place} {saved.asked[place]}: say where that is with --{place}"
             )
+    # Here, since what else was asked of one network would be refused of another.
+    if typed.get("model", saved.asked["model"]) != saved.asked["model"]:
+        raise another_run("model", typed["model"], saved)
     before = {name: value for name, value in saved.asked.items() if value is not None and name not in NOT_ASKED_AGAIN}
     if before["pipeline"] == "synthetic":
         del before["views"]  # of images that it does not read
@@ -61,11 +64,7 @@ def refuse_another_run(config: RunConfig, images: ImageSet, dataset: dict[str, A
     asked = config.columns()
     for name in (*names("task"), *names("shape"), *OF_THE_RUN, *(OF_EVALUATIONS if config.patience else ())):
         if name in saved.asked and asked[name] != saved.asked[name]:
-            flag = f"--{name.replace('_', '-')}"
-            raise AskedWrongly(
-                f"{flag} is {shown(asked[name])} here and was {shown(saved.asked[name])} in {saved.folder}: "
-                f"leave {flag} out, or begin a new run"
-            )
+            raise another_run(name, asked[name], saved)
     for name, before in saved.manifest["dataset"].items():
         if name in dataset and name != "image_bytes" and dataset[name] != before:
             raise AskedWrongly(
@@ -78,6 +77,15 @@ def refuse_another_run(config: RunConfig, images: ImageSet, dataset: dict[str, A
         )
     refuse_the_end(config, saved, len(images.train))
     saved.refuse_damage()
+
+
+def another_run(name: str, here: Any, saved: Checkpoint) -> AskedWrongly:
+    """What is said of the first field that differs."""
+    flag = f"--{name.replace('_', '-')}"
+    return AskedWrongly(
+        f"{flag} is {shown(here)} here and was {shown(saved.asked[name])} in {saved.folder}: "
+        f"leave {flag} out, or begin a new run"
+    )
 
 
 def refuse_the_end(config: RunConfig, saved: Checkpoint, train_images: int) -> None:

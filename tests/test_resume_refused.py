@@ -81,6 +81,7 @@ def refused(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ("--images-per-gpu 2", "--images-per-gpu is 2 here and was 4 in "),
         ("--cpus 2", "--cpus is 2 here and was 1 in "),
         ("--model cifar-18pct-tanh", "--model is cifar-18pct-tanh here and was cifar-18pct in "),
+        ("--model alexnet", "--model is alexnet here and was cifar-18pct in "),
         ("--seed 9", "--seed is 9 here and was 1 in "),
         ("--learning-rate 0.1", "--learning-rate is 0.1 here and was 0.0003 in "),
         ("--schedule steps --drops 10", "--schedule is steps here and was constant in "),
