@@ -88,8 +88,14 @@ def bar(share: float, cells: int = 24) -> str:
     return "█" * full + "░" * (cells - full)
 
 
-def sentence(event: dict[str, Any], in_phase_s: float) -> str:
-    """`timed      step 12/40   31.4 images/s   loss 1.874   53 s left`"""
+def share_done(event: dict[str, Any]) -> float:
+    """How much of the whole is done, 0 where that is not said."""
+    step, steps = event.get("step"), event.get("steps")
+    return event.get("share") or (step / steps if step and steps else 0.0)
+
+
+def sentence(event: dict[str, Any], in_phase_s: float, before: float = 0.0) -> str:
+    """`timed      step 12/40   31.4 images/s   loss 1.874   53 s left`; `before`: the share that was done when the phase began."""
     parts = [f"{PHASES[event['phase']]:<16}"]
     step, steps = event.get("step"), event.get("steps")
     if step is not None:
@@ -104,10 +110,10 @@ def sentence(event: dict[str, Any], in_phase_s: float) -> str:
         parts.append(f"loss {event['loss']:.3f}")
     if event.get("of") and event.get("images_per_s"):
         return "   ".join([*parts, left((event["of"] - event["done"]) / event["images_per_s"])])
-    done = event.get("share") or (step / steps if step and steps else 0)
+    done = share_done(event)
     # Nothing can be said of the time left by the first moment of a phase.
-    if 0 < done < 1 and in_phase_s >= 1:
-        parts.append(left(in_phase_s * (1 / done - 1)))
+    if before < done < 1 and in_phase_s >= 1:
+        parts.append(left(in_phase_s * (1 - done) / (done - before)))
     elif not done:
         parts.append(f"{in_phase_s:.0f} s")
     return "   ".join(parts)
@@ -123,6 +129,7 @@ class Display:
         self._read = 0
         self._event: dict[str, Any] = {}
         self._phase_began_s = self._printed_s = time.monotonic()
+        self._done_before = 0.0
         self._end = threading.Event()
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -160,10 +167,12 @@ class Display:
             new_phase = event["phase"] != self._event.get("phase")
             if new_phase:
                 self._phase_began_s = now
+                # A window of a long run, or of one that goes on, begins where the one before it ended.
+                self._done_before = share_done(event)
             self._event = event
             if not self._quiet and not self._live and (new_phase or now - self._printed_s > PLAIN_EVERY_S):
                 self._printed_s = now
-                print(sentence(event, now - self._phase_began_s), file=self._stream, flush=True)
+                print(sentence(event, now - self._phase_began_s, self._done_before), file=self._stream, flush=True)
 
     def _watch(self) -> None:
         while not self._end.wait(REFRESH_S):
@@ -184,7 +193,7 @@ class Display:
     def _draw(self) -> None:
         from rich.spinner import Spinner
 
-        text = sentence(self._event, time.monotonic() - self._phase_began_s)
+        text = sentence(self._event, time.monotonic() - self._phase_began_s, self._done_before)
         if not hasattr(self, "_spinner"):
             self._spinner = Spinner("dots")
         self._spinner.update(text=text)

@@ -39,6 +39,21 @@ def test_a_long_wait_is_told_in_minutes() -> None:
     assert sentence({"phase": "timed", "step": 1, "steps": 11}, in_phase_s=60).endswith("10 min left")
 
 
+def test_the_time_left_counts_from_where_the_phase_began() -> None:
+    event = {"phase": "timed", "step": 30, "steps": 40}
+    assert sentence(event, in_phase_s=10, before=0.5).endswith("10 s left")
+
+
+def test_a_window_after_an_evaluation_knows_its_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, stream = [100.0], io.StringIO()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    display = Display(quiet=False, stream=stream)
+    for at_s, event in ((100, {"phase": "evaluate"}), (150, {"step": 20}), (180, {"step": 30})):
+        now[0] = float(at_s)
+        display.show({"phase": "timed", "steps": 40, **event} if "step" in event else event)
+    assert stream.getvalue().splitlines()[-1].endswith("30 s left")
+
+
 @pytest.mark.parametrize("text", ["", "not json\n"])
 def test_a_run_that_told_nothing_died_while_starting(tmp_path: Path, text: str) -> None:
     path = tmp_path / "progress.jsonl"
