@@ -46,7 +46,7 @@ def panel(lines: Sequence[Line], title: str, activations: str) -> Figure:
     first_at = bars_at + BARS + 2 * GAP
     write(MARGIN, 0.14, title, fontsize=8.5, color=FAINT)
     figure.text(
-        1 - (MARGIN + GAP) / width, 1 - 0.14 / height, "orange: of the test image's class",
+        1 - (MARGIN + GAP) / width, 1 - 0.44 / height, "orange: of the test image's class",
         va="top", ha="right", fontsize=8.5, color=ORANGE,
     )  # fmt: skip
     for left, text in (
