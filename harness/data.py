@@ -41,7 +41,19 @@ def add_data(commands: Any, parser_class: Any) -> None:
     )
     check.set_defaults(call=run_check)
 
-    prepare = what.add_parser("prepare", help="write a set again as 256x256 squares, in shards that runs read faster")
+    prepare, statistics = add_prepare(what), add_statistics(what)
+    for command in (prepare, statistics):
+        command.add_argument("--exclude", metavar="FILE", help="images to leave out, as `data check` writes them")
+    for command in (check, prepare, statistics):
+        command.add_argument(
+            "--workers", metavar="NUMBER", type=whole(1), help="threads or processes (default: usable cores)"
+        )
+
+
+def add_prepare(what: Any) -> argparse.ArgumentParser:
+    prepare: argparse.ArgumentParser = what.add_parser(
+        "prepare", help="write a set again as 256x256 squares, in shards that runs read faster"
+    )
     prepare.add_argument("folder", metavar="FOLDER", help="any set that --data takes")
     prepare.add_argument(
         "out", metavar="OUT", type=Path, help="the prepared set's folder; the same command goes on where it stopped"
@@ -53,8 +65,11 @@ def add_data(commands: Any, parser_class: Any) -> None:
         help="jpeg: WebDataset shards, quality 95; raw: pixels, seven times the bytes (default jpeg)",
     )
     prepare.set_defaults(call=run_prepare)
+    return prepare
 
-    statistics = what.add_parser(
+
+def add_statistics(what: Any) -> argparse.ArgumentParser:
+    statistics: argparse.ArgumentParser = what.add_parser(
         "statistics", help="mean image and colour covariance of a training set, for run --statistics"
     )
     statistics.add_argument(
@@ -67,13 +82,7 @@ def add_data(commands: Any, parser_class: Any) -> None:
         "--out", metavar="FOLDER", type=Path, default=Path(), help="where the file goes (default: here)"
     )
     statistics.set_defaults(call=run_statistics)
-
-    for command in (prepare, statistics):
-        command.add_argument("--exclude", metavar="FILE", help="images to leave out, as `data check` writes them")
-    for command in (check, prepare, statistics):
-        command.add_argument(
-            "--workers", metavar="NUMBER", type=whole(1), help="threads or processes (default: usable cores)"
-        )
+    return statistics
 
 
 @contextmanager

@@ -47,6 +47,7 @@ def run_agent(config: RunConfig, run_folder: Path, attempt: int) -> tuple[str, i
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # Some of its loggers have levels of their own.
     for name in [*logging.root.manager.loggerDict]:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

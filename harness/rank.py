@@ -123,14 +123,10 @@ def be_a_rank(launch: folders.Launch, images: ImageSet | None = None) -> dict[st
         alarm(launch)
         torch.set_num_threads(config.torch_threads or 1)
         store = meet(config)
-        shown = images
-        if shown is None:
-            shown = open_images(config)
-            must_agree({"the data": shown.dataset_id}, "another program has changed it: start again")
+        shown = images or opened_by_all(config)
         seen.heartbeat = Heartbeat(store, rank.index, rank.count, config.heartbeat, on_hang, config.on_gpu)
-        keeper, saved = None, to_go_on_from(launch)
-        if config.checkpoint_every:
-            keeper = Keeper.of(launch.folder, config, launch.told, shown.classes)
+        saves, saved = bool(config.checkpoint_every), to_go_on_from(launch)
+        keeper = Keeper.of(launch.folder, config, launch.told, shown.classes) if saves else None
         run(
             config, shown, rank, seen, teller, signals, limits=launch.limits, folder=launch.folder if here else None,
             keeper=keeper, saved=Saved.read(saved, rank.index) if saved else None,
@@ -150,6 +146,13 @@ def be_a_rank(launch: folders.Launch, images: ImageSet | None = None) -> dict[st
         sys.stderr.flush()
         os._exit(status)
     return left
+
+
+def opened_by_all(config: RunConfig) -> ImageSet:
+    """The images, which every rank opens by itself; AskedWrongly where they have found other ones."""
+    images = open_images(config)
+    must_agree({"the data": images.dataset_id}, "another program has changed it: start again")
+    return images
 
 
 def to_go_on_from(launch: folders.Launch) -> Checkpoint | None:
